@@ -1,0 +1,183 @@
+"""Data movement as short lists of steps that run on labels as they would on data.
+
+Reshape, Transpose, Slice, DepthToSpace … each become a few of the four steps below. The same steps
+label a tensor, find out whether a run of movements is a mere selection, and prove after a cut that
+the movement still gives the survivors in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import fields
+from onnxprune.types import AnyArray, BoolArray, IntArray, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """New dimensions, elements in the same order."""
+
+    target: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Entries ``indices`` (any rank, non-negative) along ``axis``: Slice, Split, Gather."""
+
+    axis: int
+    indices: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    repeats: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Expand: new entries adopt the label of the one they repeat."""
+
+    target: Shape
+
+
+Step = Reshape | Transpose | Take | Tile | Broadcast
+
+
+def shape_after(step: Step, shape: Shape) -> Shape:
+    """Shape of a tensor after one step."""
+    match step:
+        case Reshape(target) | Broadcast(target):
+            return target
+        case Transpose(perm):
+            return tuple(shape[axis] for axis in perm)
+        case Take(axis, indices):
+            return shape[:axis] + indices.shape + shape[axis + 1 :]
+        case Tile(repeats):
+            return tuple(size * times for size, times in zip(shape, repeats, strict=True))
+
+
+def apply(step: Step, field: AnyArray, shape: Shape) -> AnyArray:
+    """Field of a tensor of ``shape`` after one step."""
+    match step:
+        case Reshape(target):
+            return fields.reshape(field, shape, target)
+        case Broadcast(target):
+            return fields.lift(field, len(target))
+        case Transpose(perm):
+            return field.transpose(perm)
+        case Take(axis, indices):
+            return fields.take(field, axis, indices)
+        case Tile(repeats):
+            moving = [r if size > 1 else 1 for r, size in zip(repeats, field.shape, strict=True)]
+            return np.tile(field, moving)
+
+
+def run(steps: Sequence[Step], field: AnyArray, shape: Shape) -> AnyArray:
+    """Field after all steps."""
+    for step in steps:
+        field = apply(step, field, shape)
+        shape = shape_after(step, shape)
+    return field
+
+
+def selection(steps: Sequence[Step], shape: Shape) -> tuple[int, IntArray] | None:
+    """The one axis and its indices if the steps only select or permute along it, else None.
+
+    An identity gives axis 1 (0 where there is no other) with all its indices.
+    """
+    end = shape
+    for step in steps:
+        if isinstance(step, Tile | Broadcast):
+            return None
+        end = shape_after(step, end)
+    if len(end) != len(shape):
+        return None
+    found: tuple[int, IntArray] | None = None
+    for axis, size in enumerate(shape):
+        if size == 1 and end[axis] == 1:
+            continue
+        source = fields.along(np.arange(size), axis, len(shape))
+        moved = run(steps, source, shape)
+        if any(a != axis for a in _changing(moved)):
+            return None
+        line = fields.first(moved, [a for a in range(len(end)) if a != axis]).reshape(-1)
+        indices = np.broadcast_to(line, (end[axis],)) if line.size == 1 else line
+        if indices.size != size or not (indices == np.arange(size)).all():
+            if found is not None:
+                return None
+            found = (axis, indices)
+    axis = min(1, len(shape) - 1)
+    return found or (axis, np.arange(shape[axis] if shape else 1))
+
+
+def _changing(field: AnyArray) -> list[int]:
+    return [a for a in fields.varying(field) if not (field == fields.first(field, (a,))).all()]
+
+
+def renumber(indices: IntArray, alive: BoolArray) -> IntArray:
+    """Indices into the survivors of an axis, for those of ``indices`` that survive.
+
+    Args:
+        indices: Positions along the original axis, any rank.
+        alive: Which positions survive, shape (extent,).
+    """
+    position = np.cumsum(alive) - 1
+    if indices.ndim == 0:
+        return np.asarray(position[indices])
+    if indices.ndim == 1:
+        return position[indices[alive[indices]]]
+    # A table of indices must stay a box: drop its dead slices as any tensor does.
+    return fields.compact(position[indices], ~alive[indices])
+
+
+def survives(
+    steps: Sequence[Step],
+    new_steps: Sequence[Step],
+    dead: BoolArray,
+    source: Shape,
+    new_source: Shape,
+) -> bool:
+    """Whether the movement, executed on the survivors, gives just the survivors of its output.
+
+    Args:
+        steps: The movement at the original shapes.
+        new_steps: The same at the shapes after the cut; its Take steps are renumbered here.
+        dead: Which elements of the source go, one field: size 1 where it does not vary.
+        source: Original shape.
+        new_source: Shape after the cut.
+    """
+    ids = np.arange(dead.size, dtype=np.int64).reshape(dead.shape)
+    try:
+        small = fields.compact(ids, dead)
+        shape, new_shape = source, new_source
+        for step, new_step in zip(steps, new_steps, strict=True):
+            if isinstance(step, Take):
+                new_step = Take(step.axis, _renumbered(step, dead))
+            ids, dead = apply(step, ids, shape), apply(step, dead, shape)
+            small = apply(new_step, small, new_shape)
+            shape, new_shape = shape_after(step, shape), shape_after(new_step, new_shape)
+        expected = fields.compact(ids, dead)
+        # An axis of which one entry survives has size 1 now: it no longer varies.
+        return bool((expected == np.broadcast_to(small, expected.shape)).all())
+    except (ValueError, IndexError):
+        return False
+
+
+def _renumbered(step: Take, dead: BoolArray) -> IntArray:
+    if dead.shape[step.axis] == 1:
+        return step.indices
+    kept = ~dead
+    for axis in fields.varying(kept):
+        if axis != step.axis:
+            others = tuple(a for a in range(kept.ndim) if a != axis)
+            kept = np.compress(kept.any(axis=others), kept, axis=axis)
+    rows = np.moveaxis(kept, step.axis, -1).reshape(-1, kept.shape[step.axis])
+    return renumber(step.indices, rows[0])

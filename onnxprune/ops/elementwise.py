@@ -1,0 +1,145 @@
+"""Operators that work element by element, with numpy broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from onnxprune import fields
+from onnxprune.effects import Effect, Rows, Tie
+from onnxprune.ops.registry import rule
+from onnxprune.ops.view import OpView, Value, axis_slots, collapse
+from onnxprune.types import IntArray
+
+
+@rule("CastLike")
+def cast_like(op: OpView) -> Iterator[Effect]:
+    """Labels of the first input pass; the second only names a type."""
+    op.out(op.x.fields)
+    yield from ()
+
+
+@rule("Relu", "Clip", "Dropout")
+def unary(op: OpView) -> Iterator[Effect]:
+    """One element in, one element out: labels pass. Serves every operator whose schema says so."""
+    for position, shape in enumerate(op.out_shapes):
+        if shape == op.x.shape:
+            op.out(op.x.fields, position)
+    yield from op.freeze([v for v in op.inputs[1:] if v is not None and v.rank > 0], "is not cut")
+
+
+@rule(
+    "Add", "Sub", "Mul", "Div", "Pow", "Mod", "PRelu", "Sum", "Mean", "Max", "Min", "Where",
+    "And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
+    since=7,  # before, the second operand was aligned by an attribute
+)  # fmt: skip
+def broadcast(op: OpView) -> Iterator[Effect]:
+    """Operands meet element by element: fields tie, constants are cut with the data."""
+    rank = len(op.out_shape)
+    operands = [_lifted(value, rank) for value in op.present]
+    found = yield from meet(op, operands)
+    op.out(found)
+
+
+def _lifted(value: Value, rank: int) -> Value:
+    lifted = [fields.lift(f, rank) for f in value.fields]
+    shape = fields.lift_shape(value.shape, rank)
+    return Value(value.name, shape, lifted, value.derived, value.array)
+
+
+def meet(
+    op: OpView, operands: list[Value]
+) -> Generator[Effect, None, list[IntArray]]:
+    """Tie operands of one rank where they meet; returns the fields of the result.
+
+    For a field F of one operand and another operand that extends along some of F's axes, E: a
+    field there ties; a constant is cut with F where E is all of F; otherwise the axes E must stay,
+    so they are rows of F, or F is frozen where they are all it has.
+    """
+    data = [v for v in operands if not v.derived] or operands
+    result: list[IntArray] = []
+    for value in data:
+        for f in value.fields:
+            merged = False
+            for other in operands:
+                if other is value:
+                    continue
+                shared = [a for a in fields.varying(f) if other.shape[a] > 1]
+                if not shared:
+                    continue
+                if other.derived and not value.derived:
+                    yield from _with_constant(op, f, shared, other, value)
+                    continue
+                partners = [g for g in other.fields if any(g.shape[a] > 1 for a in shared)]
+                for g in partners:
+                    yield Tie(f, g)
+                    merged = merged or stand_in(f, g, result)
+                if not partners:
+                    yield from _unlabelled(op, f, shared, other)
+            if not merged:
+                result.append(f)
+    return result
+
+
+def stand_in(f: IntArray, g: IntArray, result: list[IntArray]) -> bool:
+    """Let one of two fields that were tied speak for both, if ``g`` is in the result already.
+
+    The one that varies on more axes stays. Two entries for one thing would look like two
+    independent cuts to whatever comes next.
+    """
+    at = next((n for n, r in enumerate(result) if r is g), None)
+    if at is None:
+        return False
+    if set(fields.varying(f)) <= set(fields.varying(g)):
+        return True
+    if set(fields.varying(g)) <= set(fields.varying(f)):
+        result[at] = f
+        return True
+    return False
+
+
+def _unlabelled(op: OpView, f: IntArray, shared: list[int], other: Value) -> Iterator[Effect]:
+    if len(shared) == len(fields.varying(f)):
+        yield from op.freeze_fields([f], "meets data that cannot be cut", other.name)
+    else:
+        yield Rows(f, tuple(shared), hard=True)
+
+
+def _with_constant(
+    op: OpView, f: IntArray, shared: list[int], constant: Value, data: Value
+) -> Iterator[Effect]:
+    moving = fields.varying(f)
+    if len(shared) < len(moving):
+        rows = op.births.hard_rows(f)
+        if rows is None or set(rows) != set(moving) - set(shared):
+            yield Rows(f, tuple(shared), hard=False)
+            return
+        # The rows are known and the constant lies along the cut: one table serves every row.
+        f, effects = collapse(f, rows)
+        yield from effects
+    if len(shared) == 1:
+        slots, effects = axis_slots(constant, shared[0])
+        yield from effects
+        if slots is not None:
+            yield Tie(f, fields.along(slots, shared[0], f.ndim))
+            return
+    elif sum(1 for g in data.fields if any(constant.shape[a] > 1 for a in fields.varying(g))) == 1:
+        elements = op.births.elements(constant.name)
+        if elements is not None:
+            yield Tie(f, fields.lift(elements, f.ndim))
+            return
+    yield from op.freeze_fields([f], "meets a constant that cannot be cut", constant.name)
+
+
+def parameter(op: OpView, position: int, f: IntArray, axis: int) -> Iterator[Effect]:
+    """A vector that follows ``axis`` of the data: bias, scale, running mean, zero point."""
+    value = op.get(position)
+    if value is None or value.shape in ((), (1,)):
+        return
+    slots, effects = axis_slots(value, 0)
+    yield from effects
+    if slots is None or not value.derived:
+        yield from op.freeze_fields([f], "has a parameter that cannot be cut", value.name)
+        return
+    yield Tie(f, fields.along(slots, axis, f.ndim))
+

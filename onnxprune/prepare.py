@@ -1,0 +1,204 @@
+"""From a loaded model to the graph that is analysed: constants lifted out, accidental sharing undone.
+
+Exporters merge equal constants, so that one zero bias serves half the network and would couple it.
+Every use of a constant therefore gets its own copy (a handle, not the data); copies that end equal
+are merged again when the result is written. A weight matrix used twice as a weight is truly tied
+and stays one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+from onnxprune.graph import Constant, Graph, Node, captured_names, since_version
+from onnxprune.io import Model, Weight
+
+# Inputs that are weights: a matrix that sits in two of these places is tied, not merely shared.
+_WEIGHT_INPUTS = {
+    ("Conv", 1),
+    ("ConvTranspose", 1),
+    ("Gemm", 0),
+    ("Gemm", 1),
+    ("MatMul", 0),
+    ("MatMul", 1),
+    ("Gather", 0),
+}
+# Nodes between a constant and its use that only present the constant in another form.
+_CHAIN_OPS = {
+    "Cast",
+    "CastLike",
+    "DequantizeLinear",
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
+_FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
+
+_Use = tuple[int, int]  # (position in the node list, input position)
+
+
+def prepare(model: Model) -> Graph:
+    """Build the graph that every later stage works on. The model itself is left untouched."""
+    return _Preparation(model).graph()
+
+
+class _Preparation:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        proto = model.proto.graph
+        self.weights: dict[str, Weight] = dict(model.weights())
+        in_nodes = {
+            node.output[0]: index for index, node in enumerate(proto.node) if _is_constant(node)
+        }
+        self.in_node = {name for name in in_nodes if name in self.weights}
+        lifted = {in_nodes[name] for name in self.in_node}
+        self.nodes = [node for index, node in enumerate(proto.node) if index not in lifted]
+        self.owned: set[int] = set()
+        self.cloned_after: dict[int, list[onnx.NodeProto]] = {}
+        self.clones: dict[str, str] = {}
+        self.constants: dict[str, Constant] = {}
+        self.outputs = tuple(value.name for value in proto.output)
+        self.taken = set(self.weights) | {value.name for value in proto.input}
+        self.taken.update(name for node in proto.node for name in node.output)
+        self.weight_chains: set[str] = set()
+        self.next_number: dict[str, int] = {}
+
+    def graph(self) -> Graph:
+        proto = self.model.proto
+        opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
+        self._unshare(self._pinned())
+        protos = list(self._in_order())
+        nodes = [
+            Node(index, node, since_version(node.op_type, _domain(node.domain), opsets))
+            for index, node in enumerate(protos)
+        ]
+        inputs = tuple(v.name for v in proto.graph.input if v.name not in self.weights)
+        return Graph(
+            self.model, nodes, self.constants, inputs, self.outputs, opsets, dict(self.clones)
+        )
+
+    def _pinned(self) -> Mapping[str, str]:
+        """Constants that something outside the node list can see, with the reason."""
+        pinned = {name: "is a graph output" for name in self.outputs}
+        for node in self.nodes:
+            for name in captured_names(node):
+                pinned[name] = f"is read inside a subgraph of {node.name or node.output[0]}"
+        if self.model.proto.ir_version >= _FIRST_IR_WITH_PRIVATE_INITIALIZERS:
+            for value in self.model.proto.graph.input:
+                pinned[value.name] = "is also a graph input, so a caller may override it"
+        return pinned
+
+    def _unshare(self, pinned: Mapping[str, str]) -> None:
+        uses: dict[str, list[_Use]] = {}
+        for index, node in enumerate(self.nodes):
+            for position, name in enumerate(node.input):
+                if name:
+                    uses.setdefault(name, []).append((index, position))
+        chain = self._chain_nodes()
+        for index in reversed(chain):  # users before the constants they show
+            output = self.nodes[index].output[0]
+            if output not in pinned:
+                self._clone_chain_node(index, uses.get(output, []), uses)
+        for name, weight in self.weights.items():
+            reason = pinned.get(name)
+            groups = self._groups(uses.get(name, []))
+            self.constants[name] = Constant(weight, name, name in self.in_node, reason)
+            for group in groups if reason else groups[1:]:
+                self._copy_constant(name, weight, group)
+
+    def _chain_nodes(self) -> list[int]:
+        known = set(self.weights)
+        chain = []
+        for index, node in enumerate(self.nodes):
+            data = node.input[:1] if node.op_type == "CastLike" else node.input
+            if node.op_type in _CHAIN_OPS and all(name in known for name in data if name):
+                chain.append(index)
+                known.update(node.output)
+        return chain
+
+    def _groups(self, uses: list[_Use]) -> list[list[_Use]]:
+        """Split uses into those that share one tensor: all weight uses together, others alone."""
+        tied = [use for use in uses if self._is_weight_use(use)]
+        groups = [[use] for use in uses if use not in tied] if tied else [[use] for use in uses]
+        if tied:
+            groups.append(tied)
+        return sorted(groups, key=lambda group: group[0])
+
+    def _is_weight_use(self, use: _Use) -> bool:
+        node = self._node(use[0])
+        return (node.op_type, use[1]) in _WEIGHT_INPUTS or node.output[0] in self.weight_chains
+
+    def _clone_chain_node(self, index: int, uses: list[_Use], all_uses: dict[str, list[_Use]]) -> None:
+        if uses and all(self._is_weight_use(use) for use in uses):
+            self.weight_chains.add(self.nodes[index].output[0])
+        groups = self._groups(uses)
+        for group in groups[1:]:
+            clone = onnx.NodeProto()
+            clone.CopyFrom(self.nodes[index])
+            original = clone.output[0]
+            clone.output[0] = self._free(original)
+            if clone.name:
+                clone.name = f"{clone.name}{clone.output[0][len(original) :]}"
+            self.clones[clone.output[0]] = original
+            position = self._add_clone(index, clone)
+            for pos, name in enumerate(clone.input):
+                if name:
+                    all_uses[name].append((position, pos))
+            self._redirect(group, clone.output[0])
+
+    def _add_clone(self, index: int, clone: onnx.NodeProto) -> int:
+        # Clones live past the end of the list so that positions stay valid; _in_order puts them back.
+        self.cloned_after.setdefault(index, []).append(clone)
+        self.nodes.append(clone)
+        self.owned.add(len(self.nodes) - 1)
+        return len(self.nodes) - 1
+
+    def _copy_constant(self, name: str, weight: Weight, group: list[_Use]) -> None:
+        copy = self._free(name)
+        self.constants[copy] = Constant(
+            Weight.lazily(copy, weight.shape, weight.data_type, weight.read),
+            name,
+            name in self.in_node,
+        )
+        self._redirect(group, copy)
+
+    def _redirect(self, group: list[_Use], name: str) -> None:
+        for index, position in group:
+            self._node(index, own=True).input[position] = name
+
+    def _node(self, index: int, own: bool = False) -> onnx.NodeProto:
+        if own and index not in self.owned:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(self.nodes[index])
+            self.nodes[index] = copy
+            self.owned.add(index)
+        return self.nodes[index]
+
+    def _free(self, name: str) -> str:
+        count = self.next_number.get(name, 2)
+        while f"{name}__{count}" in self.taken:
+            count += 1
+        self.next_number[name] = count + 1
+        self.taken.add(f"{name}__{count}")
+        return f"{name}__{count}"
+
+    def _in_order(self) -> Iterator[onnx.NodeProto]:
+        originals = len(self.nodes) - sum(len(clones) for clones in self.cloned_after.values())
+        for index in range(originals):
+            yield self.nodes[index]
+            yield from self.cloned_after.get(index, ())
+
+
+def _is_constant(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name

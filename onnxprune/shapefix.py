@@ -1,0 +1,298 @@
+"""Shapes that are written down or computed in the graph, made right for a cut.
+
+A dynamic export computes its Reshape targets: Shape, Gather, Mul, Concat. After a cut that
+arithmetic is evaluated again under every choice of stand-ins. What comes out right stays as it is;
+an element that is wrong becomes a literal where the needed number does not depend on the stand-in,
+-1 where a Reshape has none yet; otherwise the cut cannot be written and the channels must stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import moves
+from onnxprune.graph import Graph, Node
+from onnxprune.runs import movement_view
+from onnxprune.shapes import Environment, Evaluator
+from onnxprune.survivors import Misfit, Survivors
+from onnxprune.trace import Tracer
+from onnxprune.types import AnyArray, IntArray, Shape
+
+# Inputs that are read as a shape, an axis or a position; whatever else reads shape arithmetic
+# uses the number as data, which must keep its old value.
+_SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Expand": (1,),
+    "ConstantOfShape": (0,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Resize": (2, 3),
+    "Upsample": (1,),
+    "Tile": (1,),
+    "Pad": (1, 3),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New values for one input of one node.
+
+    Attributes:
+        literal: Value of each element, 0 where ``mask`` is False.
+        mask: Which elements become literals; the others keep what the graph computes.
+    """
+
+    node: Node
+    position: int
+    literal: AnyArray
+    mask: AnyArray
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """A Slice, Split or Gather along a cut axis, as the indices it now takes.
+
+    Attributes:
+        axis: The axis.
+        indices: For each output, positions among the survivors.
+    """
+
+    node: Node
+    axis: int
+    indices: tuple[IntArray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What has to be written so that every shape is right, and what cannot be."""
+
+    patches: tuple[Patch, ...]
+    ranges: tuple[Ranges, ...]
+    misfits: tuple[Misfit, ...]
+
+
+def repairs(tracer: Tracer, survivors: Sequence[Survivors]) -> Repairs:
+    """Repairs for a cut; ``survivors`` holds one entry for each environment."""
+    found = _Finder(tracer, survivors)
+    ranges = tuple(found.ranges())
+    patches: list[Patch] = []
+    misfits: list[Misfit] = []
+    for result in found.patches():
+        (patches if isinstance(result, Patch) else misfits).append(result)  # type: ignore[arg-type]  # the test tells them apart
+    return Repairs(tuple(patches), ranges, tuple(misfits))
+
+
+class _Finder:
+    def __init__(self, tracer: Tracer, survivors: Sequence[Survivors]) -> None:
+        self.tracer = tracer
+        self.graph: Graph = tracer.graph
+        self.survivors = survivors
+        self.envs: list[Environment] = [s.trace.env for s in survivors]
+        evaluator = Evaluator(self.graph.opsets)
+        self.values = [_reevaluate(self.graph, s, evaluator) for s in survivors]
+        self.inside = {node.index for run in tracer.runs.values() for node in run.nodes}
+
+    def ranges(self) -> Iterator[Ranges]:
+        """Slices, Splits and Gathers along an axis that was cut."""
+        first = self.survivors[0]
+        for node in self.graph.nodes:
+            if node.op_type not in ("Slice", "Split", "Gather") or node.index in self.inside:
+                continue
+            if not first.cut(node.inputs[0]):
+                continue
+            view = movement_view(node, first.trace.env)
+            entry = self.tracer.entries[node.index]
+            if view is None or entry is None or entry.move is None:
+                continue
+            steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes])
+            if steps is None:
+                continue
+            for axis in sorted({step.axis for output in steps for step in output if isinstance(step, moves.Take)}):
+                alive = first.alive(node.inputs[0], axis)
+                if alive is None:
+                    continue
+                taken = tuple(
+                    moves.renumber(step.indices, alive)
+                    for output in steps
+                    for step in output
+                    if isinstance(step, moves.Take) and step.axis == axis
+                )
+                yield Ranges(node, axis, taken)
+
+    def patches(self) -> Iterator[Patch | Misfit]:
+        for node in self.graph.nodes:
+            if node.index in self.inside:
+                continue
+            for position, name in enumerate(node.inputs):
+                if not name or name not in self.envs[0].values:
+                    continue
+                if node.domain == "" and position in _SHAPE_INPUTS.get(node.op_type, ()):
+                    yield from self._shape_input(node, position, name)
+                elif not self._is_arithmetic(node):
+                    yield from self._data_input(node, position, name)
+
+    def _is_arithmetic(self, node: Node) -> bool:
+        return all(not name or name in self.envs[0].values for name in node.outputs)
+
+    def _computed(self, name: str, number: int) -> AnyArray:
+        return self.values[number].get(name, self.envs[number].values[name])
+
+    def _shape_input(self, node: Node, position: int, name: str) -> Iterator[Patch | Misfit]:
+        needed, old = [], []
+        for number, survivors in enumerate(self.survivors):
+            wanted = _needed(node, position, survivors)
+            if wanted is None:
+                return
+            needed.append(wanted)
+            old.append(np.asarray(self._computed(name, number)))
+        if all(_holds(node, o, n, s) for o, n, s in zip(old, needed, self.survivors, strict=True)):
+            return
+        yield self._patch(node, position, name, old, needed)
+
+    def _patch(
+        self,
+        node: Node,
+        position: int,
+        name: str,
+        old: Sequence[AnyArray],
+        needed: Sequence[AnyArray],
+    ) -> Patch | Misfit:
+        literal = np.zeros_like(old[0])
+        mask = np.zeros(old[0].shape, np.bool_)
+        free = node.op_type == "Reshape" and not (old[0] == -1).any()
+        for at in range(old[0].size):
+            right = all(
+                _element_holds(node, at, o, n, s)
+                for o, n, s in zip(old, needed, self.survivors, strict=True)
+            )
+            if right:
+                continue
+            numbers = {int(n.reshape(-1)[at]) for n in needed}
+            if len(numbers) == 1:
+                literal.reshape(-1)[at] = numbers.pop()
+            elif free:
+                literal.reshape(-1)[at] = -1
+                free = False
+            else:
+                return Misfit(self._blame(name), node.label)
+            mask.reshape(-1)[at] = True
+        return Patch(node, position, literal, mask)
+
+    def _data_input(self, node: Node, position: int, name: str) -> Iterator[Patch | Misfit]:
+        if name not in self.envs[0].dynamic:
+            return
+        old = [env.values[name] for env in self.envs]
+        new = [self._computed(name, number) for number in range(len(self.envs))]
+        if all(np.array_equal(o, n) for o, n in zip(old, new, strict=True)):
+            return
+        if all(np.array_equal(o, old[0]) for o in old):
+            yield Patch(node, position, np.asarray(old[0]), np.ones(old[0].shape, np.bool_))
+        else:
+            yield Misfit(self._blame(name), node.label)
+
+    def _blame(self, name: str) -> IntArray:
+        """Fields of the tensors whose shape a number was computed from."""
+        pending, seen, found = [name], set(), [np.zeros(1, np.int64)]
+        while pending:
+            node = self.graph.producer.get(pending.pop())
+            if node is None or node.index in seen:
+                continue
+            seen.add(node.index)
+            if node.op_type in ("Shape", "Size"):
+                for f in self.survivors[0].trace.fields.get(node.inputs[0], ()):
+                    found.append(f.reshape(-1))
+            else:
+                pending += [n for n in node.inputs if n]
+        return np.concatenate(found)
+
+
+def _reevaluate(
+    graph: Graph, survivors: Survivors, evaluator: Evaluator
+) -> Mapping[str, AnyArray]:
+    """Shape arithmetic with the shapes after the cut."""
+    env = survivors.trace.env
+    values: dict[str, AnyArray] = {}
+    for node in graph.nodes:
+        outputs = [name for name in node.outputs if name]
+        if not outputs or outputs[0] not in env.dynamic:
+            continue
+        if node.op_type in ("Shape", "Size"):
+            if not survivors.cut(node.inputs[0]):
+                continue
+            shape = survivors.shape(node.inputs[0]) or ()
+            if node.op_type == "Size":
+                values[outputs[0]] = np.asarray(int(np.prod(shape)), np.int64)
+            else:
+                window = shape[node.int("start", 0) : node.int("end", len(shape))]
+                values[outputs[0]] = np.asarray(window, np.int64)
+            continue
+        if not any(name in values for name in node.inputs):
+            continue
+        feeds = [values.get(n, env.values.get(n)) if n else None for n in node.inputs]
+        results = evaluator.run(node, feeds)
+        if results is None:
+            # Not computable with the new shapes: no number can be right, so every use is patched.
+            results = [np.full_like(env.values[name], -(1 << 30)) for name in outputs]
+        values.update(zip(outputs, results, strict=False))
+    return values
+
+
+def _needed(node: Node, position: int, survivors: Survivors) -> AnyArray | None:
+    """Right values of a shape input after the cut, None where another repair writes it."""
+    env = survivors.trace.env
+    original = env.values[node.inputs[position]]
+    match node.op_type:
+        case "Reshape" | "Expand" | "ConstantOfShape":
+            after = survivors.shape(node.outputs[0])
+            if after is None or original.size != len(after):
+                return _expand_needed(original, after) if node.op_type == "Expand" else None
+            wanted = np.asarray(after, np.int64)
+            return np.where(original == 1, 1, wanted) if node.op_type == "Expand" else wanted
+        case "Resize" if position == 3:
+            after = survivors.shape(node.outputs[0])
+            axes = node.ints("axes")
+            if after is None:
+                return None
+            return np.asarray(after if axes is None else [after[a] for a in axes], np.int64)
+        case "Slice" | "Split":
+            data = node.inputs[0]
+            touched = [a for m in survivors.masks(data) for a in _axes(m)]
+            if touched and position in (1, 2):
+                return None  # Ranges writes it where the axis was cut
+            return original
+    return original
+
+
+def _axes(mask: AnyArray) -> list[int]:
+    return [axis for axis, size in enumerate(mask.shape) if size > 1]
+
+
+def _expand_needed(original: AnyArray, after: Shape | None) -> AnyArray | None:
+    """Expand's target may have fewer dimensions than its result."""
+    if after is None or original.size > len(after):
+        return None
+    return np.where(original == 1, 1, np.asarray(after[len(after) - original.size :], np.int64))
+
+
+def _holds(node: Node, value: AnyArray, needed: AnyArray, survivors: Survivors) -> bool:
+    return value.size == needed.size and all(
+        _element_holds(node, at, value, needed, survivors) for at in range(value.size)
+    )
+
+
+def _element_holds(
+    node: Node, at: int, value: AnyArray, needed: AnyArray, survivors: Survivors
+) -> bool:
+    number, wanted = value.reshape(-1)[at], needed.reshape(-1)[at]
+    if node.op_type == "Reshape":
+        if number == -1:
+            return True
+        if number == 0 and not node.int("allowzero", 0):
+            source = survivors.shape(node.inputs[0]) or ()
+            return at < len(source) and source[at] == wanted
+    return bool(number == wanted)

@@ -1,0 +1,430 @@
+"""Concrete shapes of every tensor, and the small integers computed from them.
+
+Symbolic input dimensions get stand-ins. One forward walk asks ONNX's own shape inference for each
+node, handing it the values of shape arithmetic as far as they are known; what it cannot say is
+observed in one ONNX Runtime run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.graph import Graph, Node
+from onnxprune.io import Model
+from onnxprune.prepare import prepare
+from onnxprune.types import AnyArray, Shape
+
+_LARGEST_VALUE = 1 << 16  # elements of an integer tensor that is followed by value
+_LARGEST_FLOAT = 64  # the same for floats: scales of Resize, factors of shape arithmetic
+_INTEGERS = {
+    TensorProto.INT8,
+    TensorProto.INT16,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+    TensorProto.BOOL,
+}
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
+_RANDOM |= {"Multinomial", "Dropout"}
+_MOST_TRIALS = 60
+
+
+@dataclass
+class Environment:
+    """What is known of every tensor under one choice of input shapes.
+
+    Attributes:
+        inputs: Concrete shape of each graph input.
+        types: ONNX type of each tensor, with concrete dimensions where known.
+        values: Small tensors whose value follows from constants and shapes alone.
+        dynamic: Names in ``values`` that depend on some tensor's shape.
+        errors: Nodes that cannot take the shapes they are given, with the complaint.
+    """
+
+    inputs: Mapping[str, Shape]
+    types: dict[str, onnx.TypeProto] = field(default_factory=dict)
+    values: dict[str, AnyArray] = field(default_factory=dict)
+    dynamic: set[str] = field(default_factory=set)
+    errors: list[tuple[Node, str]] = field(default_factory=list)
+    _shapes: dict[str, Shape | None] = field(default_factory=dict)
+
+    def shape(self, name: str) -> Shape | None:
+        """Concrete shape of a tensor, or None where it is not known."""
+        if name not in self._shapes:
+            self._shapes[name] = _concrete(self.types.get(name))
+        return self._shapes[name]
+
+    def set_type(self, name: str, tensor_type: onnx.TypeProto) -> None:
+        self.types[name] = tensor_type
+        self._shapes.pop(name, None)
+
+    def data_type(self, name: str) -> int:
+        """Element type of a tensor, ``TensorProto.UNDEFINED`` where it is not known."""
+        found = self.types.get(name)
+        return int(found.tensor_type.elem_type) if found is not None else TensorProto.UNDEFINED
+
+
+def environment(
+    graph: Graph, inputs: Mapping[str, Shape], *, observe: bool = True
+) -> Environment:
+    """Shapes and values of every tensor when the graph is fed ``inputs``.
+
+    Args:
+        graph: The prepared graph.
+        inputs: Concrete shape of each graph input.
+        observe: Let ONNX Runtime run the model where inference stops.
+    """
+    walk = _Walk(graph, inputs)
+    walk.run()
+    if observe and walk.unknown and not walk.env.errors:
+        observed = _observe(graph, inputs, walk.unknown)
+        walk = _Walk(graph, inputs, observed)
+        walk.run()
+    return walk.env
+
+
+class Evaluator:
+    """Runs single nodes of shape arithmetic on numpy arrays, with ONNX's reference operators."""
+
+    def __init__(self, opsets: Mapping[str, int]) -> None:
+        self._opsets = dict(opsets)
+        self._prepared: dict[int, object] = {}
+
+    def run(self, node: Node, values: Sequence[AnyArray | None]) -> list[AnyArray] | None:
+        """Outputs of the node, or None where the reference cannot compute it."""
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = self._prepared.get(node.index)
+        try:
+            if evaluator is None:
+                evaluator = ReferenceEvaluator(node.proto, opsets=self._opsets)
+                self._prepared[node.index] = evaluator
+            feeds = {
+                name: value
+                for name, value in zip(node.inputs, values, strict=True)
+                if name and value is not None
+            }
+            assert isinstance(evaluator, ReferenceEvaluator)
+            return [np.asarray(value) for value in evaluator.run(None, feeds)]
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, KeyError):
+            return None
+        except ZeroDivisionError:
+            return None
+
+
+class _Walk:
+    """The forward walk: one node after the other."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Shape],
+        observed: Mapping[str, onnx.TypeProto] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.env = Environment(inputs)
+        self.observed = observed or {}
+        self.unknown: list[str] = []
+        self.evaluator = Evaluator(graph.opsets)
+        self.opsets = list(graph.model.proto.opset_import)
+        self.ir_version = graph.model.proto.ir_version
+
+    def run(self) -> None:
+        for value in self.graph.model.proto.graph.input:
+            if value.name in self.env.inputs:
+                element = value.type.tensor_type.elem_type
+                shape = self.env.inputs[value.name]
+                self.env.set_type(value.name, helper.make_tensor_type_proto(element, shape))
+            elif value.name not in self.graph.constants:
+                self.env.set_type(value.name, value.type)
+        for name, constant in self.graph.constants.items():
+            weight = constant.weight
+            tensor_type = helper.make_tensor_type_proto(weight.data_type, weight.shape)
+            self.env.set_type(name, tensor_type)
+            limit = _LARGEST_VALUE if weight.data_type in _INTEGERS else _LARGEST_FLOAT
+            if weight.size <= limit:
+                self.env.values[name] = weight.read()
+        for node in self.graph.nodes:
+            self._infer(node)
+            self._evaluate(node)
+
+    def _infer(self, node: Node) -> None:
+        inferred = self._by_schema(node)
+        for name in node.outputs:
+            if not name:
+                continue
+            found = inferred.get(name)
+            if _concrete(found) is None and name in self.observed:
+                found = self.observed[name]
+            if found is not None:
+                self.env.set_type(name, found)
+            if _concrete(found) is None:
+                self.unknown.append(name)
+
+    def _by_schema(self, node: Node) -> Mapping[str, onnx.TypeProto]:
+        if node.since == 0 or node.captures:
+            return {}
+        types = {name: self.env.types[name] for name in node.inputs if name in self.env.types}
+        data = {
+            name: numpy_helper.from_array(self.env.values[name], name)
+            for name in node.inputs
+            if name in self.env.values
+        }
+        schema = onnx.defs.get_schema(node.op_type, self.graph.opsets[node.domain], node.domain)
+        try:
+            return dict(
+                shape_inference.infer_node_outputs(
+                    schema, node.proto, types, data, {}, self.opsets, self.ir_version
+                )
+            )
+        except shape_inference.InferenceError as error:
+            if all(name in types for name in node.inputs if name):
+                self.env.errors.append((node, _one_line(error)))
+        except (onnx.checker.ValidationError, RuntimeError, ValueError, KeyError):
+            return {}
+        return {}
+
+    def _evaluate(self, node: Node) -> None:
+        env = self.env
+        names = [name for name in node.inputs if name]
+        if node.op_type in ("Shape", "Size") and not node.domain:
+            shape = env.shape(node.inputs[0])
+            if shape is not None:
+                env.values[node.outputs[0]] = _shape_value(node, shape)
+                env.dynamic.add(node.outputs[0])
+            return
+        if node.domain or node.captures or node.op_type in _RANDOM or not names:
+            return
+        if not all(name in env.values for name in names):
+            return
+        dynamic = any(name in env.dynamic for name in names)
+        if not dynamic and not all(env.data_type(name) in _INTEGERS for name in names):
+            return
+        sizes = [env.shape(name) for name in node.outputs if name]
+        if any(shape is None or np.prod(shape) > _LARGEST_VALUE for shape in sizes):
+            return
+        results = self.evaluator.run(node, [env.values.get(name) for name in node.inputs])
+        for name, value in zip(node.outputs, results or [], strict=False):
+            env.values[name] = value
+            if dynamic:
+                env.dynamic.add(name)
+
+
+def _shape_value(node: Node, shape: Shape) -> AnyArray:
+    if node.op_type == "Size":
+        return np.asarray(int(np.prod(shape)), np.int64)
+    end = node.int("end", len(shape))
+    return np.asarray(shape[node.int("start", 0) : end], np.int64)
+
+
+def _concrete(tensor_type: onnx.TypeProto | None) -> Shape | None:
+    if tensor_type is None or not tensor_type.tensor_type.HasField("shape"):
+        return None
+    dims = tensor_type.tensor_type.shape.dim
+    if not all(dim.HasField("dim_value") for dim in dims):
+        return None
+    return tuple(dim.dim_value for dim in dims)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _observe(
+    graph: Graph, inputs: Mapping[str, Shape], names: Sequence[str]
+) -> Mapping[str, onnx.TypeProto]:
+    """Types of tensors as ONNX Runtime makes them, {} where it cannot run the model."""
+    from onnxprune.data import random_data
+    from onnxprune.runtime import RuntimeUnavailable, session
+
+    model = graph.model
+    known = {value.name for value in model.proto.graph.output}
+    written = {name for node in model.proto.graph.node for name in node.output}
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for name in names:
+        if name not in known and name in written:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    watched = Model(proto, model.directory, model.deferred)
+    try:
+        data = random_data(model, shapes=inputs, batches=1)
+        results = session(watched, optimise=False).run(data.batches[0])
+    except (RuntimeUnavailable, UsageError, ModelError):
+        return {}
+    types = {}
+    for name, array in results.items():
+        try:
+            element = helper.np_dtype_to_tensor_dtype(array.dtype)
+        except (KeyError, ValueError):
+            continue
+        types[name] = helper.make_tensor_type_proto(element, array.shape)
+    return types
+
+
+# --- stand-ins -----------------------------------------------------------------------------------
+
+_IMAGE_SIDES = ((64, 96), (96, 160), (224, 224), (256, 256), (128, 192), (32, 64), (320, 320))
+_IMAGE_SIDES += ((512, 512), (640, 640), (384, 384), (28, 28), (299, 299), (16, 16), (8, 8))
+_LENGTHS = (8, 24, 16, 32, 64, 128, 256, 77, 197, 512, 1, 16000, 4096)
+
+
+def stand_ins(
+    model: Model, overrides: Mapping[str, Shape] | None = None
+) -> tuple[Mapping[str, Shape], ...]:
+    """Concrete input shapes to run a model at: one choice if it is static, else two that differ.
+
+    Args:
+        model: The model.
+        overrides: ``--input-shape``, by input name.
+
+    Raises:
+        UsageError: An override names no input, has the wrong rank or contradicts a fixed dimension.
+        ModelError: No plausible sizes were accepted.
+    """
+    return find_stand_ins(prepare(model), overrides)
+
+
+def find_stand_ins(
+    graph: Graph, overrides: Mapping[str, Shape] | None = None
+) -> tuple[Mapping[str, Shape], ...]:
+    """``stand_ins`` for a graph that is prepared already."""
+    values = {value.name: value for value in graph.model.proto.graph.input}
+    declared = {name: _declared(values[name]) for name in graph.inputs}
+    _check_overrides(declared, overrides or {})
+    for name, shape in (overrides or {}).items():
+        declared[name] = list(shape)
+    symbols = _Symbols(graph, declared)
+    if not symbols.names:
+        return (symbols.fill({}),)
+    complaint = ""
+    accepted: list[Mapping[str, Shape]] = []
+    for batch in (1, 3):
+        for choice in itertools.islice(symbols.choices(batch, skip=accepted), _MOST_TRIALS):
+            shapes = symbols.fill(choice)
+            env = environment(graph, shapes, observe=False)
+            if not env.errors:
+                accepted.append(shapes)
+                break
+            complaint = complaint or f"{env.errors[0][0].label}: {env.errors[0][1]}"
+    if not accepted:
+        raise ModelError(
+            f"no input size was found that the model accepts; at the first one, {complaint}",
+            hint="give it with --input-shape NAME:1x3x224x224",
+        )
+    return tuple(accepted)
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Dimensions of an input: a number where fixed, a symbol where not."""
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            dims.append(dim.dim_value)
+        else:
+            dims.append(dim.dim_param or f"{value.name}.{axis}")
+    return dims
+
+
+def _check_overrides(
+    declared: Mapping[str, Sequence[int | str]], overrides: Mapping[str, Shape]
+) -> None:
+    for name, shape in overrides.items():
+        if name not in declared:
+            known = ", ".join(declared)
+            raise UsageError(f"--input-shape: the model has no input '{name}'", hint=f"it has {known}")
+        dims = declared[name]
+        if len(dims) != len(shape):
+            raise UsageError(
+                f"--input-shape: input '{name}' has {len(dims)} dimensions, {len(shape)} were given"
+            )
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if isinstance(dim, int) and dim != size:
+                raise UsageError(
+                    f"--input-shape: dimension {axis} of input '{name}' is fixed at {dim}, not {size}"
+                )
+
+
+class _Symbols:
+    """The symbolic dimensions of a model's inputs, and plausible sizes for them."""
+
+    def __init__(self, graph: Graph, declared: Mapping[str, Sequence[int | str]]) -> None:
+        self.declared = declared
+        self.names: dict[str, tuple[str, int, int]] = {}  # symbol -> role, order, channels
+        for name, dims in declared.items():
+            for axis, dim in enumerate(dims):
+                if isinstance(dim, str) and dim not in self.names:
+                    self.names[dim] = self._role(graph, name, axis, dims)
+
+    def _role(
+        self, graph: Graph, name: str, axis: int, dims: Sequence[int | str]
+    ) -> tuple[str, int, int]:
+        channels = _first_width(graph, name)
+        image = len(dims) >= 4
+        last_is_channel = image and isinstance(dims[-1], int) and dims[-1] <= 4
+        channel_axis = len(dims) - 1 if last_is_channel or not image else 1
+        if axis == 0:
+            return ("batch", 0, 0)
+        if axis == channel_axis and channels and (image or len(dims) == 2):
+            return ("fixed", 0, channels)
+        if image:
+            first_side = 1 if last_is_channel else 2
+            return ("side", axis - first_side, 0)
+        if axis == len(dims) - 1 and channels and len(dims) == 3:
+            return ("fixed", 0, channels)
+        return ("length", 0, 0)
+
+    def choices(
+        self, batch: int, skip: Sequence[Mapping[str, Shape]]
+    ) -> Iterator[Mapping[str, int]]:
+        """Assignments of sizes to symbols; those used in ``skip`` come last."""
+        used = {side for shapes in skip for shape in shapes.values() for side in shape[1:]}
+        roles = {role for role, _, _ in self.names.values()}
+        sides = sorted(_IMAGE_SIDES, key=lambda s: s[0] in used) if "side" in roles else [(0, 0)]
+        lengths = sorted(_LENGTHS, key=used.__contains__) if "length" in roles else [0]
+        for batch_size in (batch, 4 - batch):
+            for length, side in itertools.product(lengths, sides):
+                yield {
+                    symbol: {
+                        "batch": batch_size,
+                        "fixed": channels,
+                        "side": side[min(order, 1)],
+                        "length": length,
+                    }[role]
+                    for symbol, (role, order, channels) in self.names.items()
+                }
+
+    def fill(self, choice: Mapping[str, int]) -> Mapping[str, Shape]:
+        return {
+            name: tuple(choice[dim] if isinstance(dim, str) else dim for dim in dims)
+            for name, dims in self.declared.items()
+        }
+
+
+def _first_width(graph: Graph, name: str) -> int:
+    """Channels that the first weight behind an input reads, 0 where none says so."""
+    for _ in range(8):
+        readers = graph.consumers.get(name, [])
+        for node, position in readers:
+            weight = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+            if weight is None or position != 0:
+                continue
+            if node.op_type == "Conv":
+                return weight.weight.shape[1] * node.int("group", 1)
+            if node.op_type == "Gemm":
+                return weight.weight.shape[1 if node.int("transB", 0) else 0]
+            if node.op_type == "MatMul":
+                return weight.weight.shape[0]
+        if len(readers) != 1:
+            return 0
+        name = readers[0][0].outputs[0]
+    return 0

@@ -1,0 +1,354 @@
+"""The forward pass: every rule applied in order, repeated until no component changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import onnxprune.ops  # noqa: F401  (registers the rules)
+from onnxprune import fields, moves
+from onnxprune.effects import Consumes, Contracts, Effect, Freeze, Heads, Produces, Rows, Tie
+from onnxprune.graph import Graph, Node
+from onnxprune.ops.plain import lookup_rows
+from onnxprune.ops.registry import Entry, lookup
+from onnxprune.ops.view import OpView, Value
+from onnxprune.runs import Run
+from onnxprune.shapes import Environment
+from onnxprune.slots import PassBirths, SlotTable, content
+from onnxprune.types import BoolArray, IntArray, Shape
+
+_MOST_PASSES = 12
+# Operators that present a constant element by element, so that slots of its elements carry over.
+_PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A product of two activations over channels that no weight reads."""
+
+    node: Node
+    effect: Contracts
+
+
+@dataclass
+class Trace:
+    """Result of the analysis under one environment.
+
+    Attributes:
+        fields: Fields of each tensor that has any, compressed.
+        rows: Row constraints: labels (rows, columns) and whether they follow from use.
+        grids: Fields that vary on several axes, one for each content.
+    """
+
+    env: Environment
+    fields: dict[str, list[IntArray]] = field(default_factory=dict)
+    rows: list[tuple[IntArray, tuple[int, ...], bool]] = field(default_factory=list)
+    grids: dict[bytes, IntArray] = field(default_factory=dict)
+    hard: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+
+
+@dataclass
+class Tracer:
+    """Runs passes over a graph under one or several environments that share their slots."""
+
+    graph: Graph
+    envs: Sequence[Environment]
+    runs: Mapping[int, Run]
+    attention: str = "heads"
+    table: SlotTable = field(init=False)
+    traces: list[Trace] = field(default_factory=list)
+    producing: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    consuming: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    contracted: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    effective: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    heads: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    reasons: list[tuple[IntArray, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = SlotTable(self.graph)
+        self.skipped = {node.index for run in self.runs.values() for node in run.nodes[1:]}
+        self.entries = [lookup(n.op_type, n.domain, n.since) for n in self.graph.nodes]
+
+    def settle(self, extra: Sequence[Effect] = ()) -> None:
+        """Repeat the pass until nothing changes; ``extra`` effects come on top."""
+        for _ in range(_MOST_PASSES):
+            if not self._pass(extra):
+                return
+
+    def _pass(self, extra: Sequence[Effect]) -> bool:
+        walks = []
+        for position, env in enumerate(self.envs):
+            hard = self.traces[position].hard if self.traces else {}
+            walk = _Walk(self, env, hard)
+            walk.run()
+            walks.append(walk)
+        for effect in extra:
+            walks[0].take(effect, "")
+        self.table.grow()
+        size = self.table.size
+        ties = [tie for walk in walks for tie in walk.ties]
+        freezes = [f for walk in walks for f in walk.freezes]
+        a = np.concatenate([t[0] for t in ties]) if ties else np.zeros(0, np.int64)
+        b = np.concatenate([t[1] for t in ties]) if ties else np.zeros(0, np.int64)
+        cold = np.concatenate([f[0] for f in freezes]) if freezes else np.zeros(0, np.int64)
+        self.producing = _mark(size, [s for walk in walks for s in walk.produced])
+        self.consuming = _mark(size, [s for walk in walks for s in walk.consumed])
+        self.contracted = _mark(size, [-s for walk in walks for s in walk.contracted])
+        self.heads = _mark(size, [-s for walk in walks for s in walk.heads])
+        self.effective = _mark(size, [a, b, *(s for walk in walks for s in walk.touched)])
+        self.effective |= self.producing | self.consuming
+        self.reasons = [*self.reasons, *freezes]
+        self.traces = [walk.trace for walk in walks]
+        return self.table.merge(a, b, cold)
+
+
+def _mark(size: int, slots: Sequence[IntArray]) -> BoolArray:
+    """Flag the slots of constants among ``slots``; classes do not count."""
+    marked = np.zeros(size, np.bool_)
+    for array in slots:
+        marked[array[array > 0]] = True
+    return marked
+
+
+class _Walk:
+    """One walk over the nodes under one environment."""
+
+    def __init__(self, tracer: Tracer, env: Environment, hard: Mapping[bytes, tuple[int, ...]]) -> None:
+        self.tracer = tracer
+        self.graph = tracer.graph
+        self.env = env
+        self.table = tracer.table
+        self.births = PassBirths(tracer.table, env.shape, hard=hard)
+        self.trace = Trace(env)
+        self.ties: list[tuple[IntArray, IntArray]] = []
+        self.freezes: list[tuple[IntArray, str]] = []
+        self.produced: list[IntArray] = []
+        self.consumed: list[IntArray] = []
+        self.contracted: list[IntArray] = []
+        self.touched: list[IntArray] = []
+        self.heads: list[IntArray] = []
+        self.kept: dict[tuple[Shape, bytes], IntArray | None] = {}
+        self.shared: dict[tuple[Shape, bytes], IntArray] = {}
+        self.outputs = frozenset(self.graph.outputs)
+
+    def run(self) -> None:
+        for node in self.graph.nodes:
+            if node.index not in self.tracer.skipped:
+                self._node(node)
+
+    def _node(self, node: Node) -> None:
+        run = self.tracer.runs.get(node.index)
+        last = run.nodes[-1] if run else node
+        view = self._view(node, last)
+        for name in node.captures:
+            self._freeze_captured(node, name)
+        rule = self._effects(view, self.tracer.entries[node.index], run)
+        for effect in rule:
+            self.take(effect, node.label, node)
+        if all(v.derived for v in view.present) and view.present:
+            self._note_derived(view, run)
+        for position, name in enumerate(last.outputs):
+            if name:
+                self._settle(name, view.outputs.get(position, []), last)
+
+    def _view(self, node: Node, last: Node) -> OpView:
+        inputs = tuple(self._value(name) if name else None for name in node.inputs)
+        shapes = tuple(self.env.shape(name) if name else None for name in last.outputs)
+        tracer = self.tracer
+        return OpView(node, inputs, shapes, self.env, self.births, tracer.attention, node.since)
+
+    def _value(self, name: str) -> Value:
+        shape = self.env.shape(name)
+        constant = self.graph.constants.get(name)
+        if constant is not None and name not in self.trace.fields:
+            self._bear(name)
+        return Value(
+            name,
+            shape if shape is not None else (),
+            self.trace.fields.get(name, []),
+            name in self.graph.derived,
+            self.env.values.get(name),
+        )
+
+    def _bear(self, name: str) -> None:
+        """Give a constant a field for each of its axes."""
+        constant = self.graph.constants[name]
+        shape = constant.weight.shape
+        born = []
+        for axis, extent in enumerate(shape):
+            if extent > 1:
+                f = self.table.born(name, shape, (axis,))
+                if f is not None:
+                    born.append(f)
+                    if constant.pinned:
+                        self.freezes.append((f.reshape(-1), f"'{name}' {constant.pinned}"))
+        self.trace.fields[name] = born
+
+    def _effects(self, view: OpView, entry: Entry | None, run: Run | None) -> Iterator[Effect]:
+        labelled = any(v.fields for v in view.present)
+        if not labelled:
+            return iter(())
+        node = view.node
+        unknown = [
+            name
+            for name in (*node.inputs, *node.outputs)
+            if name and self.env.shape(name) is None and self._matters(name)
+        ]
+        if entry is None:
+            return view.freeze(view.inputs, "has no rule")
+        if unknown and run is None:
+            return view.freeze(view.inputs, f"has a tensor of unknown shape ('{unknown[0]}')")
+        if run is not None:
+            return _run_effects(view, run)
+        if entry.move is not None:
+            return _movement_effects(view, entry)
+        assert entry.rule is not None
+        return entry.rule(view)
+
+    def _matters(self, name: str) -> bool:
+        return name in self.trace.fields or name not in self.graph.constants
+
+    def take(self, effect: Effect, label: str, node: Node | None = None) -> None:
+        """Record one effect."""
+        match effect:
+            case Tie(a, b):
+                left, right = np.broadcast_arrays(a, b)
+                self._tie(left.reshape(-1), right.reshape(-1), label)
+            case Freeze(slots, reason):
+                self._freeze(slots, reason)
+            case Rows(f, axes, hard):
+                self._rows(f, axes, hard)
+            case Produces(slots):
+                self.produced.append(slots)
+            case Consumes(slots):
+                self.consumed.append(slots)
+            case Heads(slots):
+                self.heads.append(self.table.classes(slots))
+            case Contracts(f, _, _):
+                self.contracted.append(self.table.classes(f))
+                assert node is not None
+                self.trace.contractions.append(Contraction(node, effect))
+
+    def _tie(self, a: IntArray, b: IntArray, label: str) -> None:
+        # Slot 0 is no channel: being tied to it means being kept, without joining everything kept.
+        kept_a, kept_b = a == 0, b == 0
+        if kept_a.any() or kept_b.any():
+            self._freeze(np.concatenate([b[kept_a], a[kept_b]]), f"'{label}' ties it to what stays")
+            free = ~(kept_a | kept_b)
+            a, b = a[free], b[free]
+        if a.size:
+            self.ties.append((a, b))
+
+    def _freeze(self, slots: IntArray, reason: str) -> None:
+        slots = slots.reshape(-1)
+        slots = slots[slots != 0]
+        if slots.size:
+            self.freezes.append((slots, reason))
+
+    def _rows(self, f: IntArray, axes: Sequence[int], hard: bool) -> None:
+        labels = self._compress(f)
+        if labels is None:
+            return
+        moving = fields.varying(labels)
+        rows = tuple(axis for axis in axes if axis in moving)
+        if len(rows) == len(moving):
+            if hard and moving:
+                # Rows of one coupled channel each: none can go without the others.
+                self._freeze(labels, "every row must keep its only channel")
+            return
+        if not rows:
+            return
+        self.trace.rows.append((labels, rows, hard))
+        if hard:
+            positions = tuple(moving.index(axis) for axis in rows)
+            self.trace.hard[content(labels)] = positions
+
+    def _note_derived(self, view: OpView, run: Run | None) -> None:
+        """Remember how a constant-derived tensor shows the constant, for slots of its elements."""
+        node = view.node
+        source, entry = node.inputs[0], self.tracer.entries[node.index]
+        name = (run.nodes[-1] if run else node).outputs[0]
+        if node.op_type in _PRESERVING:
+            self.births.same[name] = source
+        elif entry is not None and entry.move is not None and view.out_shapes[0] is not None:
+            steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes])
+            if steps:
+                shape = view.x.shape
+                self.births.moved[name] = (source, lambda f: moves.run(steps[0], f, shape))
+
+    def _freeze_captured(self, node: Node, name: str) -> None:
+        reason = f"'{name}' is read inside a subgraph of {node.op_type} '{node.label}'"
+        if name in self.graph.constants:
+            self._value(name)
+        for f in self.trace.fields.get(name, []):
+            self._freeze(f, reason)
+
+    def _settle(self, name: str, found: Sequence[IntArray], node: Node) -> None:
+        """Compress the fields of a new tensor, drop what is kept or doubled, freeze content."""
+        result: list[IntArray] = []
+        compressed: list[IntArray] = []
+        derived = name in self.graph.derived
+        for f in found:
+            labels = self._compress(f)
+            if labels is None:
+                # A constant keeps even what is frozen, so that a report can name it.
+                result += [f] if derived else []
+                continue
+            if labels.size == 1:
+                why = f"{node.op_type} '{node.label}' turns one channel into content"
+                self._freeze(labels, why)
+                continue
+            if any(labels is other for other in compressed):
+                continue
+            compressed.append(labels)
+            # A constant keeps its slots: what is said of them names the weight they belong to.
+            result.append(f if derived else labels)
+            if not derived:
+                self.touched.append(f)
+            if len(fields.varying(labels)) > 1:
+                self.trace.grids.setdefault(content(labels), labels)
+        if name in self.outputs:
+            for f in result:
+                self._freeze(f, f"reaches output '{name}' through {node.op_type} '{node.label}'")
+        if result:
+            self.trace.fields[name] = result
+
+    def _compress(self, f: IntArray) -> IntArray | None:
+        key = (f.shape, f.tobytes())
+        if key not in self.kept:
+            self.table.grow()
+            self.kept[key] = self._shared(fields.compress(f, self.table.resolved))
+        return self.kept[key]
+
+    def _shared(self, labels: IntArray | None) -> IntArray | None:
+        """One array for each content, so that later stages can remember what they found for it."""
+        if labels is None:
+            return None
+        return self.shared.setdefault((labels.shape, labels.tobytes()), labels)
+
+
+def _run_effects(view: OpView, run: Run) -> Iterator[Effect]:
+    rank = view.x.rank
+    passed = []
+    for f in view.x.fields:
+        passed.append(fields.take(f, run.axis, run.indices) if rank else f)
+    view.out(passed)
+    yield from ()
+
+
+def _movement_effects(view: OpView, entry: Entry) -> Iterator[Effect]:
+    assert entry.move is not None
+    source, targets = view.x.shape, [shape or () for shape in view.out_shapes]
+    steps = entry.move(view, source, targets)
+    if steps is None:
+        if view.node.op_type == "Gather":
+            yield from lookup_rows(view)
+        else:
+            yield from view.freeze([view.x], "moves data in a way that is not known")
+        return
+    for position, output in enumerate(steps):
+        view.out([moves.run(output, f, source) for f in view.x.fields], position)
+

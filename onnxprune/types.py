@@ -1,0 +1,235 @@
+"""The frozen data that the arrows of the pipeline pass to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.floating]
+Float64Array: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+AnyArray: TypeAlias = NDArray[np.generic]
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightAxis:
+    """One axis of one weight that makes, reads or accompanies the channels of a group.
+
+    Attributes:
+        tensor: Name of the weight (initializer, or output of its Constant node).
+        axis: Axis of that tensor.
+        role: ``producer``, ``consumer`` or ``parameter``.
+        op_type: Operator that uses the weight.
+        node: Name of that node, or its first output where it has none.
+        input_index: Which input of the node the weight feeds, directly or through a constant chain.
+        view: Dimensions under which the weight is seen: its own shape, or with an axis split into
+            groups where every group slices ``axis`` for itself.
+        axes: Axes of ``view`` on which the positions lie; one, unless rows differ.
+        index: Flat positions on ``axes`` of ``view``, shape (members,).
+        unit: For each position, the unit of the group it belongs to, shape (members,).
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    op_type: str
+    node: str
+    input_index: int
+    view: Shape
+    axes: tuple[int, ...]
+    index: IntArray
+    unit: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Coupled channels that sit on the same axes and so compete with one another.
+
+    Attributes:
+        id: Position in ``DependencyGraph.groups``; stable for one model.
+        size: Number of units.
+        width: Positions along the producers' axis that the units take together.
+        unit: What one unit is: ``channel``, ``head``, ``group`` or ``pair``.
+        classes: Slot class of each unit, shape (size,).
+        cells: Partition of the units into rows that must keep equal counts, each shape (n,).
+        producers, consumers, parameters: Weight axes by role.
+        frozen: Why nothing of the group may go, or None.
+    """
+
+    id: int
+    size: int
+    width: int
+    unit: str
+    classes: IntArray
+    cells: tuple[IntArray, ...]
+    producers: tuple[WeightAxis, ...]
+    consumers: tuple[WeightAxis, ...]
+    parameters: tuple[WeightAxis, ...]
+    frozen: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the first producing weight, which names the group in every report."""
+        return self.producers[0].tensor if self.producers else f"group {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Units of one group that share a row; ``slots`` is what one unit counts in its rows."""
+
+    group: int
+    units: IntArray
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceSet:
+    """Cells that must be cut by one ratio, counted in slots.
+
+    Attributes:
+        cells: The cells, in group order.
+        step: Every cell drops a multiple of this many slots.
+    """
+
+    cells: tuple[Cell, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStats:
+    """Cost of one node. ``macs`` counts one multiply-accumulate per weight use, bias not counted."""
+
+    node: str
+    op_type: str
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """Cost of a model.
+
+    Attributes:
+        params: Elements of float or quantized constants, BN running statistics left out.
+        macs: Multiply-accumulates at the stand-in shapes.
+        bytes: File plus external data.
+        channels: Width of all producing weight axes together.
+        layers: One entry for each node that holds weights or multiplies.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    channels: int
+    layers: tuple[LayerStats, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far one output of the pruned model lies from the original's.
+
+    ``cosine`` in [-1, 1]; ``snr_db`` in decibels; ``rel_l2`` and ``max_abs`` >= 0; ``top1`` the
+    share of samples with the same arg max, or None where the output does not look like classes.
+    """
+
+    cosine: float
+    snr_db: float
+    rel_l2: float
+    max_abs: float
+    top1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TwinResult:
+    """Largest difference of pruned model and masked twin, at the output that differs most.
+
+    Attributes:
+        passed: Every output is within its tolerance.
+        max_abs: Largest absolute difference of that output.
+        max_rel: The same, divided by the output's scale; for integers the share that differs.
+        tolerance: What ``max_rel`` was held against.
+        output: Name of that output.
+    """
+
+    passed: bool
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What verification found.
+
+    Attributes:
+        status: ``passed``, ``failed``, ``not_run`` (no test was possible) or ``none`` (not asked).
+        reason: Why, in one line; "" where all is well.
+        twin: Pruned model against masked twin, or None where that was not compared.
+        drift: Pruned model against the original, by output name.
+        inputs: What both were run on.
+        ours: A failure that is a bug of onnxprune, not a limit the user set.
+        notes: What could not be compared, and the like.
+    """
+
+    status: str
+    reason: str
+    twin: TwinResult | None
+    drift: Mapping[str, Drift]
+    inputs: str
+    ours: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.status in ("passed", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The user's own limits on drift; None means no limit."""
+
+    max_drift: float | None = None
+    min_cosine: float | None = None
+    min_top1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One channel group as the report shows it. ``size`` and ``kept`` count along the producers' axis."""
+
+    id: int
+    size: int
+    kept: int
+    unit: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    frozen: str | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a verb has to say; ``report.as_json`` and ``report.tables`` print it."""
+
+    verb: str
+    input_path: str
+    before: ModelStats
+    output_path: str | None
+    after: ModelStats | None
+    importance: str
+    importance_why: str
+    exact: bool
+    groups: tuple[GroupReport, ...]
+    verdict: Verdict
+    stand_ins: Mapping[str, Shape]
+    seconds: Mapping[str, float]
+    peak_memory_bytes: int
+    warnings: tuple[str, ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
