@@ -15,6 +15,7 @@ from onnxprune.graph import Graph, Node
 from onnxprune.io import Model, as_model
 from onnxprune.prepare import prepare
 from onnxprune.runs import find_runs
+from onnxprune.shapefix import repairs as shape_repairs
 from onnxprune.shapes import Environment, environment, find_stand_ins
 from onnxprune.slots import content
 from onnxprune.survivors import Dead, Survivors
@@ -152,9 +153,12 @@ def _repairs(
     repairs: list[Effect] = list(_crossing_rows(found, tracer, notes))
     for trial, ratio in enumerate(_TRIAL_RATIOS):
         dead = found.dead(random_keep(found, ratio, np.random.default_rng(trial)))
-        for trace in tracer.traces:
-            for misfit in Survivors(trace, dead).misfits(tracer):
-                repairs += _repair(misfit.field, misfit.where, tracer, seen, notes)
+        survivors = [Survivors(trace, dead) for trace in tracer.traces]
+        misfits = [misfit for left in survivors for misfit in left.misfits(tracer)]
+        if not misfits:
+            misfits = list(shape_repairs(tracer, survivors).misfits)
+        for misfit in misfits:
+            repairs += _repair(misfit.field, misfit.where, tracer, seen, notes)
     return repairs
 
 
@@ -351,7 +355,20 @@ class _Grouping:
         pairs = np.unique(np.stack([members.label, members.birth]), axis=1)
         zero = np.zeros_like(pairs[1])
         np.add.at(signature, pairs[0], _hashes(pairs[1], zero, zero))
+        self._mark_parts(signature)
         return signature
+
+    def _mark_parts(self, signature: np.ndarray) -> None:
+        """Each part of a Split, Slice or Gather is a group of its own, so that none ends empty."""
+        tracer = self.tracer
+        for node in tracer.graph.nodes:
+            if node.op_type not in ("Split", "Slice", "Gather") or node.index in tracer.skipped:
+                continue
+            for position, name in enumerate(node.outputs):
+                for f in tracer.traces[0].fields.get(name, ()):
+                    part = np.unique(-f[f < 0])
+                    where = np.full(part.shape, node.index + len(self.table.births))
+                    signature[part] += _hashes(where, np.full(part.shape, position), part * 0)
 
     def _flag(self, slots: BoolArray) -> BoolArray:
         """Components of which any slot is flagged."""

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import Graph, Node
-from onnxprune.io import Model, Weight
+from onnxprune.io import LARGE, Model, Weight
 from onnxprune.types import AnyArray, Shape
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
@@ -159,10 +159,15 @@ class Emitter:
         self, names: Sequence[str], deferred: dict[str, Weight]
     ) -> Iterator[onnx.NodeProto]:
         for name in names:
-            weight = self._weight(name)
-            deferred[name] = weight
-            tensor = onnx.TensorProto(name=name, data_type=weight.data_type, dims=weight.shape)
-            yield _constant_node(name, tensor)
+            yield _constant_node(name, self._tensor(name, deferred))
+
+    def _tensor(self, name: str, deferred: dict[str, Weight]) -> onnx.TensorProto:
+        """The constant as a message: with its data where that is small, else to be read later."""
+        weight = self._weight(name)
+        if weight.nbytes <= LARGE:
+            return weight.to_proto()
+        deferred[name] = weight
+        return onnx.TensorProto(name=name, data_type=weight.data_type, dims=weight.shape)
 
     def _weight(self, name: str) -> Weight:
         """The constant as it will be written."""
@@ -209,11 +214,10 @@ class Emitter:
     def _initializer(
         self, name: str, target: onnx.GraphProto, deferred: dict[str, Weight], doc: str
     ) -> None:
-        weight = self._weight(name)
-        tensor = target.initializer.add(name=name, data_type=weight.data_type, dims=weight.shape)
+        tensor = self._tensor(name, deferred)
         if doc:
             tensor.doc_string = doc
-        deferred[name] = weight
+        target.initializer.append(tensor)
 
     def _ended(self) -> set[str]:
         """Tensors that something read before and nothing may read now."""

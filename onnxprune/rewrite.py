@@ -524,7 +524,7 @@ class _Surgeon:
             if node.key in self.graph.derived:
                 continue
             for position, name in enumerate(node.inputs):
-                if name in self.graph.derived and name not in self.graph.constants:
+                if name in self.graph.derived:
                     found = self._computed_weight(node, position, name)
                     if found is not None:
                         yield found
@@ -533,9 +533,10 @@ class _Surgeon:
         self, node: Node, position: int, name: str
     ) -> tuple[Node, Mask, frozenset[str]] | None:
         leaves, plain = self._leaves(name)
-        if plain:
-            return None
         consuming = self.tracer.consuming
+        if plain:
+            # A table that is looked up and multiplied with must not lose what it looks up.
+            consuming = consuming & self.tracer.producing
         masks = [
             self.dead.of(f)
             for f in self.first.trace.fields.get(name, ())

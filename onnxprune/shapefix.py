@@ -79,12 +79,12 @@ class Repairs:
 def repairs(tracer: Tracer, survivors: Sequence[Survivors]) -> Repairs:
     """Repairs for a cut; ``survivors`` holds one entry for each environment."""
     found = _Finder(tracer, survivors)
-    ranges = tuple(found.ranges())
-    patches: list[Patch] = []
-    misfits: list[Misfit] = []
-    for result in found.patches():
-        (patches if isinstance(result, Patch) else misfits).append(result)  # type: ignore[arg-type]  # the test tells them apart
-    return Repairs(tuple(patches), ranges, tuple(misfits))
+    results: list[Patch | Ranges | Misfit] = [*found.ranges(), *found.patches()]
+    return Repairs(
+        tuple(r for r in results if isinstance(r, Patch)),
+        tuple(r for r in results if isinstance(r, Ranges)),
+        tuple(r for r in results if isinstance(r, Misfit)),
+    )
 
 
 class _Finder:
@@ -97,32 +97,37 @@ class _Finder:
         self.values = [_reevaluate(self.graph, s, evaluator) for s in survivors]
         self.inside = {node.index for run in tracer.runs.values() for node in run.nodes}
 
-    def ranges(self) -> Iterator[Ranges]:
+    def ranges(self) -> Iterator[Ranges | Misfit]:
         """Slices, Splits and Gathers along an axis that was cut."""
-        first = self.survivors[0]
         for node in self.graph.nodes:
             if node.op_type not in ("Slice", "Split", "Gather") or node.index in self.inside:
                 continue
-            if not first.cut(node.inputs[0]):
+            if not self.survivors[0].cut(node.inputs[0]):
                 continue
-            view = movement_view(node, first.trace.env)
-            entry = self.tracer.entries[node.index]
-            if view is None or entry is None or entry.move is None:
-                continue
-            steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes])
-            if steps is None:
-                continue
-            for axis in sorted({step.axis for output in steps for step in output if isinstance(step, moves.Take)}):
-                alive = first.alive(node.inputs[0], axis)
-                if alive is None:
-                    continue
-                taken = tuple(
-                    moves.renumber(step.indices, alive)
-                    for output in steps
-                    for step in output
-                    if isinstance(step, moves.Take) and step.axis == axis
+            found = [list(self._taken(node, survivors)) for survivors in self.survivors]
+            for several in zip(*found, strict=True):
+                first = several[0]
+                same = all(
+                    np.array_equal(a, b)
+                    for other in several
+                    for a, b in zip(first.indices, other.indices, strict=True)
                 )
-                yield Ranges(node, axis, taken)
+                fields = self.survivors[0].trace.fields[node.inputs[0]]
+                blame = np.concatenate([f.reshape(-1) for f in fields])
+                yield first if same else Misfit(blame, node.label)
+
+    def _taken(self, node: Node, survivors: Survivors) -> Iterator[Ranges]:
+        view = movement_view(node, survivors.trace.env)
+        entry = self.tracer.entries[node.index]
+        if view is None or entry is None or entry.move is None:
+            return
+        steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes]) or []
+        takes = [step for output in steps for step in output if isinstance(step, moves.Take)]
+        for axis in sorted({take.axis for take in takes}):
+            alive = survivors.alive(node.inputs[0], axis)
+            if alive is not None:
+                indices = (moves.renumber(t.indices, alive) for t in takes if t.axis == axis)
+                yield Ranges(node, axis, tuple(indices))
 
     def patches(self) -> Iterator[Patch | Misfit]:
         for node in self.graph.nodes:

@@ -37,6 +37,11 @@ _INTEGERS = {
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 _RANDOM |= {"Multinomial", "Dropout"}
 _MOST_TRIALS = 60
+_ASSUMED_SIDE = 32
+# Operators that are right about channels whatever the spatial size, besides those that keep the
+# shape they are given; and those after which the size is 1.
+_ANY_SPACE = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Concat"}
+_END_SPACE = {"GlobalAveragePool", "GlobalMaxPool"}
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Environment:
         values: Small tensors whose value follows from constants and shapes alone.
         dynamic: Names in ``values`` that depend on some tensor's shape.
         errors: Nodes that cannot take the shapes they are given, with the complaint.
+        assumed: Tensors behind an operator nobody knows, of which only rank and channels are sure.
     """
 
     inputs: Mapping[str, Shape]
@@ -56,6 +62,7 @@ class Environment:
     values: dict[str, AnyArray] = field(default_factory=dict)
     dynamic: set[str] = field(default_factory=set)
     errors: list[tuple[Node, str]] = field(default_factory=list)
+    assumed: set[str] = field(default_factory=set)
     _shapes: dict[str, Shape | None] = field(default_factory=dict)
 
     def shape(self, name: str) -> Shape | None:
@@ -138,6 +145,16 @@ class _Walk:
         self.evaluator = Evaluator(graph.opsets)
         self.opsets = list(graph.model.proto.opset_import)
         self.ir_version = graph.model.proto.ir_version
+        self.value_info = {value.name: value for value in graph.model.proto.graph.value_info}
+        self.symbols = {
+            dim.dim_param: size
+            for value in graph.model.proto.graph.input
+            if value.name in inputs
+            for dim, size in zip(
+                value.type.tensor_type.shape.dim, inputs[value.name], strict=True
+            )
+            if dim.dim_param
+        }
 
     def run(self) -> None:
         for value in self.graph.model.proto.graph.input:
@@ -159,17 +176,55 @@ class _Walk:
             self._evaluate(node)
 
     def _infer(self, node: Node) -> None:
+        self._assume_input(node)
         inferred = self._by_schema(node)
+        guessed = any(name in self.env.assumed for name in node.inputs)
+        if guessed and not self._about_channels(node, inferred):
+            inferred = {}
         for name in node.outputs:
             if not name:
                 continue
             found = inferred.get(name)
-            if _concrete(found) is None and name in self.observed:
-                found = self.observed[name]
+            if _concrete(found) is None:
+                found = self.observed.get(name) or self._declared(name) or found
+            elif guessed and node.op_type not in _END_SPACE:
+                self.env.assumed.add(name)
             if found is not None:
                 self.env.set_type(name, found)
             if _concrete(found) is None:
                 self.unknown.append(name)
+
+    def _about_channels(self, node: Node, inferred: Mapping[str, onnx.TypeProto]) -> bool:
+        """Whether what follows from an assumed spatial size is right about channels all the same."""
+        if node.op_type in _ANY_SPACE or node.op_type in _END_SPACE:
+            return True
+        shapes = {self.env.shape(name) for name in node.inputs if name in self.env.assumed}
+        return all(_concrete(inferred.get(name)) in shapes for name in node.outputs if name)
+
+    def _declared(self, name: str) -> onnx.TypeProto | None:
+        """What the file itself says of a tensor, if the input shapes settle all of it."""
+        value = self.value_info.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        dims = []
+        for dim in value.type.tensor_type.shape.dim:
+            size = dim.dim_value if dim.HasField("dim_value") else self.symbols.get(dim.dim_param)
+            if not size:
+                return None
+            dims.append(size)
+        return helper.make_tensor_type_proto(value.type.tensor_type.elem_type, dims)
+
+    def _assume_input(self, node: Node) -> None:
+        """A Conv says what channels its input has, even behind an operator nobody knows."""
+        if node.op_type != "Conv" or node.domain or self.env.shape(node.inputs[0]) is not None:
+            return
+        weight = self.env.shape(node.inputs[1])
+        if weight is None or node.inputs[0] not in self.unknown:
+            return
+        shape = (1, weight[1] * node.int("group", 1), *(_ASSUMED_SIDE for _ in weight[2:]))
+        element = self.env.data_type(node.inputs[1])
+        self.env.set_type(node.inputs[0], helper.make_tensor_type_proto(element, shape))
+        self.env.assumed.add(node.inputs[0])
 
     def _by_schema(self, node: Node) -> Mapping[str, onnx.TypeProto]:
         if node.since == 0 or node.captures:
@@ -188,7 +243,8 @@ class _Walk:
                 )
             )
         except shape_inference.InferenceError as error:
-            if all(name in types for name in node.inputs if name):
+            known = all(name in types for name in node.inputs if name)
+            if known and not any(name in self.env.assumed for name in node.inputs):
                 self.env.errors.append((node, _one_line(error)))
         except (onnx.checker.ValidationError, RuntimeError, ValueError, KeyError):
             return {}
@@ -199,7 +255,7 @@ class _Walk:
         names = [name for name in node.inputs if name]
         if node.op_type in ("Shape", "Size") and not node.domain:
             shape = env.shape(node.inputs[0])
-            if shape is not None:
+            if shape is not None and node.inputs[0] not in env.assumed:
                 env.values[node.outputs[0]] = _shape_value(node, shape)
                 env.dynamic.add(node.outputs[0])
             return
