@@ -2,96 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from onnxprune import fields
 from onnxprune.effects import Effect, Freeze, Tie
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
+from onnxprune.groups import DependencyGraph, Grouping, constraints, random_keep
 from onnxprune.io import Model, as_model
 from onnxprune.prepare import prepare
+from onnxprune.rows import cut_axis
 from onnxprune.runs import find_runs
 from onnxprune.shapefix import repairs as shape_repairs
-from onnxprune.shapes import Environment, environment, find_stand_ins
+from onnxprune.shapes import Environment, environment
 from onnxprune.slots import content
-from onnxprune.survivors import Dead, Survivors
-from onnxprune.trace import Trace, Tracer
-from onnxprune.types import (
-    BalanceSet,
-    BoolArray,
-    Cell,
-    ChannelGroup,
-    IntArray,
-    Shape,
-    WeightAxis,
-)
+from onnxprune.standins import find_stand_ins
+from onnxprune.survivors import Survivors
+from onnxprune.trace import Tracer
+from onnxprune.types import IntArray, Shape
+
+__all__ = ["DependencyGraph", "analyse", "analyse_graph", "random_keep"]
 
 _MOST_REPAIRS = 8
 _TRIAL_RATIOS = (0.5, None)  # None: another random ratio for each balance set
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """Labels (rows, columns): every row must keep the same number of its columns."""
-
-    labels: IntArray
-
-
-@dataclass(frozen=True)
-class DependencyGraph:
-    """The channel groups of a model and what ties them.
-
-    Attributes:
-        groups: Every group of coupled channels, in execution order, frozen ones included.
-        balance_sets: Cells of the prunable groups that must be cut by one ratio; a group that
-            nothing constrains is a set of its own.
-        graph: The prepared graph.
-        envs: Shapes and values of every tensor, one for each choice of stand-ins.
-        tracer: The analysis itself: fields, runs and slots, which rewriting needs.
-        notes: What a person should know: fields that had to be tied or frozen, and where.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    balance_sets: tuple[BalanceSet, ...]
-    graph: Graph
-    envs: tuple[Environment, ...]
-    tracer: Tracer
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def prunable(self) -> tuple[ChannelGroup, ...]:
-        """Groups of which something may go."""
-        return tuple(group for group in self.groups if group.frozen is None)
-
-    @property
-    def stand_ins(self) -> Mapping[str, Shape]:
-        """Input shapes that costs are counted at."""
-        return self.envs[0].inputs
-
-    def dead(self, keep: Mapping[int, IntArray]) -> Dead:
-        """What goes when each group keeps the units ``keep[group.id]``."""
-        table = self.tracer.table
-        dead = np.zeros(table.size, np.bool_)
-        for group in self.prunable:
-            if group.id in keep:
-                gone = np.ones(group.size, np.bool_)
-                gone[keep[group.id]] = False
-                dead[group.classes[gone]] = True
-        # A slot that only an earlier pass tied says nothing about the weight it belongs to.
-        return Dead(dead[table.labels] & self.tracer.effective, dead)
-
-    def __str__(self) -> str:
-        lines = [f"{'group':>5}  {'size':>5}  {'unit':7}  producers -> consumers"]
-        for group in self.groups:
-            made = ", ".join(axis.tensor for axis in group.producers)
-            read = ", ".join(axis.tensor for axis in group.consumers)
-            tail = f"frozen: {group.frozen}" if group.frozen else f"-> {read}"
-            lines.append(f"{group.id:>5}  {group.size:>5}  {group.unit:7}  {made} {tail}")
-        return "\n".join(lines)
 
 
 def analyse(
@@ -99,6 +33,7 @@ def analyse(
     *,
     input_shapes: Mapping[str, Shape] | None = None,
     attention: str = "heads",
+    allow_norm: bool = False,
 ) -> DependencyGraph:
     """Find which channels of a model go together, compete, and must stay.
 
@@ -107,6 +42,8 @@ def analyse(
         input_shapes: Concrete shapes for symbolic inputs, by name; the rest gets stand-ins.
         attention: ``heads`` cuts whole attention heads, ``dims`` the same number of dimensions
             from every head.
+        allow_norm: Also cut channels that a normalisation takes its statistics over; such a cut
+            is not exact, and no twin can prove it.
 
     Returns:
         The dependency graph. Its memory grows with the number of channels, not of weights.
@@ -120,7 +57,7 @@ def analyse(
     graph = prepare(as_model(model))
     shapes = find_stand_ins(graph, input_shapes)
     envs = tuple(environment(graph, choice) for choice in shapes)
-    return analyse_graph(graph, envs, attention=attention)
+    return analyse_graph(graph, envs, attention=attention, allow_norm=allow_norm)
 
 
 def analyse_graph(
@@ -128,22 +65,24 @@ def analyse_graph(
     envs: tuple[Environment, ...],
     *,
     attention: str = "heads",
+    allow_norm: bool = False,
     extra: Sequence[Effect] = (),
 ) -> DependencyGraph:
     """``analyse`` for a prepared graph with known shapes, with further ties on top."""
     runs = find_runs(graph, envs)
-    tracer = Tracer(graph, envs, runs, attention)
-    added, notes, seen = list(extra), [], set[bytes]()
+    tracer = Tracer(graph, envs, runs, attention, allow_norm)
+    added, seen = list(extra), set[bytes]()
+    notes: list[str] = []
     for _ in range(_MOST_REPAIRS):
         tracer.settle(added)
-        found = _Grouping(tracer).result(tuple(notes))
+        found = Grouping(tracer).result(tuple(notes))
         repairs = _repairs(found, tracer, seen, notes)
         if not repairs:
             return found
         added += repairs
     # Nothing that keeps misfitting may be cut.
     tracer.settle([*added, *(_freeze_all(found, tracer))])
-    return _Grouping(tracer).result(tuple(notes))
+    return Grouping(tracer).result(tuple(notes))
 
 
 def _repairs(
@@ -173,13 +112,9 @@ def _repair(
         return [Freeze(labels, f"'{where}' would put its channels out of order")]
     seen.add(key)
     notes.append(f"'{where}': every row keeps the same channels")
-    hard = tracer.traces[0].hard.get(key)
-    rows = [moving[p] for p in hard] if hard else [a for a in moving if a != _longest(labels)]
+    cut = cut_axis(labels, tracer.signature(0), ())
+    rows = [axis for axis in moving if axis != cut]
     return [Tie(labels, fields.first(labels, rows))]
-
-
-def _longest(labels: IntArray) -> int:
-    return max(fields.varying(labels), key=lambda axis: (labels.shape[axis], axis))
 
 
 def _freeze_all(found: DependencyGraph, tracer: Tracer) -> list[Effect]:
@@ -191,423 +126,17 @@ def _freeze_all(found: DependencyGraph, tracer: Tracer) -> list[Effect]:
     ]
 
 
-def _crossing_rows(
-    found: DependencyGraph, tracer: Tracer, notes: list[str]
-) -> list[Effect]:
+def _crossing_rows(found: DependencyGraph, tracer: Tracer, notes: list[str]) -> list[Effect]:
     """Rows that cross leave cells of one unit, of which nothing could go: tie one set of rows."""
     stuck = np.zeros(tracer.table.size, np.bool_)
     for group in found.prunable:
         if group.size > 1 and len(group.cells) == group.size:
             stuck[group.classes] = True
     ties: list[Effect] = []
-    for constraint in _constraints(tracer):
+    for constraint in constraints(tracer):
         labels = constraint.labels
         if stuck[labels].all() and labels.shape[0] > 1 and labels.shape[1] > 1:
             ties.append(Tie(labels, labels[:1]))
             notes.append("crossing rows: every row keeps the same channels")
             break
     return ties
-
-
-def random_keep(
-    found: DependencyGraph, ratio: float | None, rng: np.random.Generator
-) -> Mapping[int, IntArray]:
-    """A random cut that respects the balance sets, for trials."""
-    keep = {group.id: np.ones(group.size, np.bool_) for group in found.prunable}
-    for balance in found.balance_sets:
-        share = ratio if ratio is not None else float(rng.uniform(0.1, 0.9))
-        for cell in balance.cells:
-            drop = units_to_drop(cell, balance.step, share)
-            keep[cell.group][rng.permutation(cell.units)[:drop]] = False
-    return {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
-
-
-def units_to_drop(cell: Cell, step: int, ratio: float) -> int:
-    """Units a cell loses at a ratio: a function of its slots alone, so that all rows agree."""
-    slots = cell.units.size * cell.slots
-    return int(ratio * slots + 1e-9) // step * step // cell.slots
-
-
-def _constraints(tracer: Tracer) -> list[Constraint]:
-    """Row constraints of every grid: those that follow from use, and a choice for the others."""
-    result: dict[bytes, Constraint] = {}
-    for trace in tracer.traces:
-        signature = np.zeros(tracer.table.size, np.uint64)
-        soft: dict[bytes, set[int]] = {}
-        decided: set[bytes] = set()
-        for f, rows, hard in trace.rows:
-            labels = -tracer.table.classes(f)
-            if not hard:
-                soft.setdefault(content(-labels), set()).update(rows)
-                continue
-            matrix = _matrix(labels, rows)
-            key = content(-labels)
-            decided.add(key)
-            if key + b"|" not in result:
-                result[key + b"|"] = Constraint(matrix)
-            for row, line in enumerate(matrix):
-                signature[np.unique(line)] += _hash(len(result), row)
-        for key, classes in _all_grids(trace, tracer).items():
-            if key in decided:
-                continue
-            grid = -classes
-            cut = _cut_axis(grid, signature, soft.get(key, set()))
-            rows = tuple(axis for axis in fields.varying(grid) if axis != cut)
-            result.setdefault(key, Constraint(_matrix(grid, rows)))
-    return list(result.values())
-
-
-def _all_grids(trace: Trace, tracer: Tracer) -> Mapping[bytes, IntArray]:
-    found = dict(trace.grids)
-    for birth in tracer.table.births:
-        if len(birth.axes) > 1 and tracer.effective[birth.base]:
-            labels = fields.compress(birth.field, tracer.table.resolved)
-            if labels is not None and len(fields.varying(labels)) > 1:
-                found.setdefault(content(labels), labels)
-    return found
-
-
-def _cut_axis(grid: IntArray, signature: np.ndarray, soft: set[int]) -> int:
-    """The axis to cut: one whose lines stay within the rows that use demands, the longest."""
-    moving = fields.varying(grid)
-    marks = signature[grid]
-
-    def fits(axis: int) -> bool:
-        return bool((marks == fields.first(marks, [axis])).all())
-
-    return max(moving, key=lambda a: (a not in soft, fits(a), grid.shape[a], a))
-
-
-def _matrix(labels: IntArray, rows: Sequence[int]) -> IntArray:
-    columns = [axis for axis in range(labels.ndim) if axis not in rows]
-    count = int(np.prod([labels.shape[axis] for axis in rows]))
-    return labels.transpose([*rows, *columns]).reshape(count, -1)
-
-
-def _hash(*parts: int) -> np.uint64:
-    """A 64-bit mix, the same in every run."""
-    value = 0x9E3779B97F4A7C15
-    for part in parts:
-        value = (value ^ (part + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-        value ^= value >> 29
-    return np.uint64(value)
-
-
-def _hashes(a: IntArray, b: IntArray, c: IntArray) -> np.ndarray:
-    """Vectorised mix of three integers."""
-    with np.errstate(over="ignore"):
-        value = np.full(a.shape, 0x9E3779B97F4A7C15, np.uint64)
-        for part in (a, b, c):
-            value = (value ^ (part.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019))) * np.uint64(
-                0xBF58476D1CE4E5B9
-            )
-            value ^= value >> np.uint64(29)
-    return value
-
-
-@dataclass
-class _Members:
-    """Which component sits on which birth, one entry for each slot."""
-
-    label: IntArray
-    birth: IntArray
-    position: IntArray
-
-
-class _Grouping:
-    """Turns components into channel groups, cells and balance sets."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
-        self.table = tracer.table
-        self.labels = tracer.table.labels
-
-    def result(self, notes: tuple[str, ...]) -> DependencyGraph:
-        constraints = _constraints(self.tracer)
-        members = self._members()
-        signature = self._signatures(members)
-        producing = self._flag(self.tracer.producing)
-        consuming = self._flag(self.tracer.consuming | self.tracer.contracted)
-        frozen = self.table.frozen.copy()
-        self._freeze_unequal(constraints, frozen)
-        rows, slots = self._rows(constraints)
-        groups = self._groups(members, signature, producing, consuming, frozen, rows)
-        sets = self._balance(groups, constraints, slots)
-        tracer = self.tracer
-        return DependencyGraph(
-            tuple(groups), tuple(sets), tracer.graph, tuple(tracer.envs), tracer, notes
-        )
-
-    def _members(self) -> _Members:
-        births = self.table.births
-        base = np.array([b.base for b in births], np.int64)
-        size = np.array([b.size for b in births], np.int64)
-        birth = np.repeat(np.arange(len(births)), size)
-        slot = np.arange(1, self.table.size)
-        wanted = self.tracer.effective[slot]
-        slot, birth = slot[wanted], birth[wanted]
-        position = slot - base[birth] if len(births) else slot
-        return _Members(self.labels[slot], birth, position)
-
-    def _signatures(self, members: _Members) -> np.ndarray:
-        """Hash of the births each component sits on."""
-        signature = np.zeros(self.table.size, np.uint64)
-        pairs = np.unique(np.stack([members.label, members.birth]), axis=1)
-        zero = np.zeros_like(pairs[1])
-        np.add.at(signature, pairs[0], _hashes(pairs[1], zero, zero))
-        self._mark_parts(signature)
-        return signature
-
-    def _mark_parts(self, signature: np.ndarray) -> None:
-        """Each part of a Split, Slice or Gather is a group of its own, so that none ends empty."""
-        tracer = self.tracer
-        for node in tracer.graph.nodes:
-            if node.op_type not in ("Split", "Slice", "Gather") or node.index in tracer.skipped:
-                continue
-            for position, name in enumerate(node.outputs):
-                for f in tracer.traces[0].fields.get(name, ()):
-                    part = np.unique(-f[f < 0])
-                    where = np.full(part.shape, node.index + len(self.table.births))
-                    signature[part] += _hashes(where, np.full(part.shape, position), part * 0)
-
-    def _flag(self, slots: BoolArray) -> BoolArray:
-        """Components of which any slot is flagged."""
-        flagged = np.zeros(self.table.size, np.bool_)
-        flagged[self.labels[np.flatnonzero(slots)]] = True
-        return flagged
-
-    def _freeze_unequal(self, constraints: Sequence[Constraint], frozen: BoolArray) -> None:
-        """Rows of which unequal shares are kept for ever cannot be cut evenly: keep them whole."""
-        changed = True
-        while changed:
-            changed = False
-            for constraint in constraints:
-                stays = frozen[constraint.labels] | (constraint.labels == 0)
-                counts = stays.sum(axis=1)
-                if counts.any() and not (counts == counts[0]).all():
-                    free = np.unique(constraint.labels[~stays])
-                    if free.size:
-                        frozen[free] = True
-                        changed = True
-
-    def _rows(self, constraints: Sequence[Constraint]) -> tuple[np.ndarray, IntArray]:
-        """Hash of the rows each component lies in, and how many slots it has in one row."""
-        rows = np.zeros(self.table.size, np.uint64)
-        slots = np.ones(self.table.size, np.int64)
-        for number, constraint in enumerate(constraints):
-            count = constraint.labels.shape[0]
-            row = np.broadcast_to(np.arange(count)[:, None], constraint.labels.shape).reshape(-1)
-            flat = constraint.labels.reshape(-1)
-            pairs, times = np.unique(np.stack([flat, row]), axis=1, return_counts=True)
-            np.add.at(rows, pairs[0], _hashes(np.full_like(pairs[1], number), pairs[1], times))
-            np.maximum.at(slots, pairs[0], times)
-        return rows, slots
-
-    def _groups(
-        self,
-        members: _Members,
-        signature: np.ndarray,
-        producing: BoolArray,
-        consuming: BoolArray,
-        frozen: BoolArray,
-        rows: np.ndarray,
-    ) -> list[ChannelGroup]:
-        present = np.unique(members.label)
-        present = present[producing[present]]
-        if not present.size:
-            return []
-        reason = self._reasons(present, consuming, frozen)
-        free = np.array([r is None for r in reason], np.bool_)
-        why = {text: number for number, text in enumerate(dict.fromkeys(reason))}
-        kind = np.array([why[text] for text in reason], np.int64)
-        del free
-        keys = np.stack([signature[present], kind.astype(np.uint64)])
-        _, first_at, group_of = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-        group_of = group_of.reshape(-1)
-        # Number groups by their smallest component, which follows execution order.
-        order = np.argsort(first_at, kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(order.size)
-        group_of = rank[group_of]
-        axes = self._weight_axes(members, present, group_of)
-        groups = []
-        sorted_units = np.argsort(group_of, kind="stable")
-        bounds = np.searchsorted(group_of[sorted_units], np.arange(order.size + 1))
-        for number in range(order.size):
-            chosen = sorted_units[bounds[number] : bounds[number + 1]]
-            classes = present[chosen]
-            found = axes[number]
-            by_role = {
-                role: tuple(a for a in found if a.role == role)
-                for role in ("producer", "consumer", "parameter")
-            }
-            width = by_role["producer"][0].index.size if by_role["producer"] else classes.size
-            groups.append(
-                ChannelGroup(
-                    id=number,
-                    size=classes.size,
-                    width=width,
-                    unit=self._unit(classes, width),
-                    classes=classes,
-                    cells=_cells(rows[classes]),
-                    producers=by_role["producer"],
-                    consumers=by_role["consumer"],
-                    parameters=by_role["parameter"],
-                    frozen=reason[chosen[0]],
-                )
-            )
-        return groups
-
-    def _unit(self, classes: IntArray, width: int) -> str:
-        if self._flag(self.tracer.heads)[classes].any():
-            return "head"
-        each = width // classes.size
-        return "channel" if each <= 1 else "pair" if each == 2 else "group"
-
-    def _reasons(
-        self, present: IntArray, consuming: BoolArray, frozen: BoolArray
-    ) -> list[str | None]:
-        """Why each component stays: the first freeze in execution order that touched it."""
-        reasons = self.tracer.reasons
-        earliest = np.full(self.table.size, len(reasons), np.int64)
-        for number in range(len(reasons) - 1, -1, -1):
-            earliest[self.labels[np.abs(reasons[number][0])]] = number
-        result: list[str | None] = []
-        for label in present:
-            if frozen[label]:
-                number = earliest[label]
-                known = number < len(reasons)
-                result.append(reasons[number][1] if known else "shares rows with channels that stay")
-            elif not consuming[label]:
-                result.append("no weight reads it")
-            else:
-                result.append(None)
-        return result
-
-    def _weight_axes(
-        self, members: _Members, present: IntArray, group_of: IntArray
-    ) -> list[list[WeightAxis]]:
-        where = np.full(self.table.size, -1, np.int64)
-        where[present] = np.arange(present.size)
-        unit_of = _positions_within(group_of)
-        known = where[members.label]
-        kept = known >= 0
-        group = group_of[known[kept]]
-        unit = unit_of[known[kept]]
-        birth, position = members.birth[kept], members.position[kept]
-        order = np.lexsort((position, birth, group))
-        group, unit, birth, position = group[order], unit[order], birth[order], position[order]
-        count = int(group_of.max()) + 1
-        result: list[list[WeightAxis]] = [[] for _ in range(count)]
-        change = np.flatnonzero((np.diff(group) != 0) | (np.diff(birth) != 0)) + 1
-        bounds = [0, *change.tolist(), group.size]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            if start < stop:
-                axis = self._axis(int(birth[start]), position[start:stop], unit[start:stop])
-                result[int(group[start])].append(axis)
-        return result
-
-    def _axis(self, number: int, index: IntArray, unit: IntArray) -> WeightAxis:
-        birth = self.table.births[number]
-        tracer = self.tracer
-        slots = birth.base + index
-        role = "parameter"
-        if tracer.producing[slots].any():
-            role = "producer"
-        elif tracer.consuming[slots].any():
-            role = "consumer"
-        node, position = self._use(birth.leaf)
-        shape = tracer.graph.constants[birth.leaf].weight.shape
-        axis = birth.axes[-1] - (len(birth.view) - len(shape))
-        return WeightAxis(
-            birth.leaf,
-            axis,
-            role,
-            node.op_type if node else "",
-            node.label if node else "",
-            position,
-            birth.view,
-            birth.axes,
-            index,
-            unit,
-        )
-
-    def _use(self, name: str) -> tuple[Node | None, int]:
-        """The first node that uses a constant as data, past the nodes that only present it."""
-        return self._uses.get(name, (None, 0))
-
-    @cached_property
-    def _uses(self) -> Mapping[str, tuple[Node, int]]:
-        graph = self.tracer.graph
-        uses: dict[str, tuple[Node, int]] = {}
-        for node in reversed(graph.nodes):
-            presents = bool(node.outputs) and node.outputs[0] in graph.derived
-            for position, name in enumerate(node.inputs):
-                if name in graph.derived:
-                    onward = uses.get(node.outputs[0]) if presents else None
-                    uses[name] = onward or (node, position)
-        return uses
-
-    def _balance(
-        self, groups: Sequence[ChannelGroup], constraints: Sequence[Constraint], slots: IntArray
-    ) -> list[BalanceSet]:
-        cell_of = np.full(self.table.size, -1, np.int64)
-        cells: list[Cell] = []
-        for group in groups:
-            if group.frozen is not None:
-                continue
-            for units in group.cells:
-                classes = group.classes[units]
-                cell_of[classes] = len(cells)
-                cells.append(Cell(group.id, units, int(slots[classes].max())))
-        neighbours: list[set[int]] = [set() for _ in cells]
-        for constraint in constraints:
-            touched = np.unique(cell_of[constraint.labels])
-            touched = touched[touched >= 0]
-            for other in touched[1:]:
-                neighbours[int(touched[0])].add(int(other))
-                neighbours[int(other)].add(int(touched[0]))
-        return [_balance_set([cells[i] for i in part]) for part in _components(neighbours)]
-
-
-def _positions_within(group_of: IntArray) -> IntArray:
-    """Number of each element within its group, in order."""
-    order = np.argsort(group_of, kind="stable")
-    starts = np.searchsorted(group_of[order], np.arange(int(group_of.max()) + 1))
-    result = np.empty_like(group_of)
-    result[order] = np.arange(group_of.size) - starts[group_of[order]]
-    return result
-
-
-def _cells(rows: np.ndarray) -> tuple[IntArray, ...]:
-    """Units with the same rows, in order of their first unit."""
-    _, first_at, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    order = np.argsort(first_at, kind="stable")
-    return tuple(np.flatnonzero(inverse == number) for number in order)
-
-
-def _components(neighbours: Sequence[set[int]]) -> list[list[int]]:
-    seen: set[int] = set()
-    parts = []
-    for start in range(len(neighbours)):
-        if start in seen:
-            continue
-        seen.add(start)
-        part, pending = [], deque([start])
-        while pending:
-            item = pending.popleft()
-            part.append(item)
-            for other in sorted(neighbours[item] - seen):
-                seen.add(other)
-                pending.append(other)
-        parts.append(sorted(part))
-    return parts
-
-
-def _balance_set(cells: Sequence[Cell]) -> BalanceSet:
-    step = int(np.lcm.reduce([cell.slots for cell in cells]))
-    if len(cells) == 1:
-        # Nothing to agree with: count in units.
-        return BalanceSet((Cell(cells[0].group, cells[0].units, 1),), 1)
-    return BalanceSet(tuple(cells), step)
-

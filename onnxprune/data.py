@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-import onnx
 
-from onnxprune.errors import UsageError, VerificationError
+from onnxprune.errors import UsageError
+from onnxprune.feeds import Batch, Input, inputs_of, random_feeds, spell
 from onnxprune.io import Model
+from onnxprune.standins import stand_ins
 from onnxprune.types import AnyArray, Shape
 
-Batch = Mapping[str, AnyArray]
-
 _log = logging.getLogger(__name__)
-_INT_RANGES = (100, 10, 2)  # Exclusive upper ends; the runtime says which one is a valid index.
-_NEEDS_DATA = "give real inputs with --data FILE.npz, or skip the check with --verify none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,54 +43,6 @@ class Data:
         return (self.batches[0], self.batches[-1]) if len(self.batches) > 1 else (self.batches[0],)
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """A graph input that has to be fed. ``dims`` has None where the model leaves the size open."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    dims: tuple[int | None, ...] | None
-
-    @property
-    def spelled(self) -> str:
-        if self.dims is None:
-            return f"{self.dtype} of any shape"
-        return f"{self.dtype} {spell(self.dims)}"
-
-
-def spell(dims: Sequence[int | None]) -> str:
-    """A shape for people, e.g. ``[?, 3, 224, 224]``."""
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"
-
-
-def _inputs(model: Model) -> tuple[_Input, ...]:
-    """Inputs of ``model`` that are not initializers with a default."""
-    graph = model.proto.graph
-    given = {tensor.name for tensor in graph.initializer}
-    given |= {tensor.values.name for tensor in graph.sparse_initializer}
-    found = []
-    for value in graph.input:
-        if value.name in given:
-            continue
-        kind = value.type.WhichOneof("value")
-        if kind != "tensor_type":
-            raise VerificationError(
-                f"input '{value.name}' is a {(kind or 'untyped value').removesuffix('_type')}, "
-                "not a tensor: the model cannot be run here",
-                hint="--verify none",
-            )
-        tensor = value.type.tensor_type
-        dims = None
-        if tensor.HasField("shape"):
-            dims = tuple(
-                dim.dim_value if dim.WhichOneof("value") == "dim_value" else None
-                for dim in tensor.shape.dim
-            )
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        found.append(_Input(value.name, dtype, dims))
-    return tuple(found)
-
-
 # ------------------------------------------------------------------------------ random inputs
 
 
@@ -109,30 +58,20 @@ def random_data(
     Args:
         model: Its graph inputs say what is needed.
         seed: Same seed, same arrays.
-        shapes: Shape of each input; None takes the stand-ins of ``onnxprune.shapes``, which are
+        shapes: Shape of each input; None takes the stand-ins of ``onnxprune.standins``, which are
             two sizes for a model with symbolic dimensions.
         batches: Number of runs; at least one for each size.
 
     Raises:
         VerificationError: An input takes strings, or no tensor at all.
     """
-    inputs = _inputs(model)
-    for value in inputs:
-        if value.dtype.kind in "OUS":
-            raise VerificationError(
-                f"input '{value.name}' takes strings, which cannot be made up", hint=_NEEDS_DATA
-            )
-    sizes = _sizes(model, inputs, shapes)
-    limits = _integer_ranges(model, inputs, sizes[0], seed)
-    made = tuple(
-        _draw(inputs, sizes[index % len(sizes)], limits, seed, index)
-        for index in range(max(batches, len(sizes)))
-    )
+    sizes = _sizes(model, inputs_of(model), shapes)
+    made = random_feeds(model, sizes, seed=seed, batches=batches)
     return Data(made, f"random, seed {seed}", random=True, samples=sum(map(_samples, made)))
 
 
 def _sizes(
-    model: Model, inputs: Sequence[_Input], shapes: Mapping[str, Shape] | None
+    model: Model, inputs: Sequence[Input], shapes: Mapping[str, Shape] | None
 ) -> tuple[Mapping[str, Shape], ...]:
     """Concrete shapes of all inputs: one mapping, or two where the model is dynamic."""
     static: dict[str, Shape] = {}
@@ -142,81 +81,7 @@ def _sizes(
     known = {**static, **(shapes or {})}
     if all(value.name in known for value in inputs):
         return (known,)
-    from onnxprune.shapes import stand_ins
-
     return tuple({**found, **(shapes or {})} for found in stand_ins(model))
-
-
-def _draw(
-    inputs: Sequence[_Input],
-    sizes: Mapping[str, Shape],
-    limits: Mapping[str, int],
-    seed: int,
-    batch: int,
-) -> dict[str, AnyArray]:
-    """One batch; each array depends on seed, batch and position alone."""
-    made: dict[str, AnyArray] = {}
-    for position, value in enumerate(inputs):
-        rng = np.random.default_rng([seed, batch, position])
-        shape = sizes[value.name]
-        if value.dtype.kind == "b":
-            made[value.name] = rng.integers(0, 2, shape).astype(np.bool_)
-        elif value.dtype.kind in "iu":
-            made[value.name] = rng.integers(0, limits[value.name], shape).astype(value.dtype)
-        else:
-            made[value.name] = rng.standard_normal(shape).astype(value.dtype)
-    return made
-
-
-def _integer_ranges(
-    model: Model, inputs: Sequence[_Input], sizes: Mapping[str, Shape], seed: int
-) -> dict[str, int]:
-    """For each integer input the widest range (exclusive upper end) that the runtime accepts.
-
-    Token ids must stay below a vocabulary nobody tells us, segment ids are 0 or 1: so all inputs
-    get the widest range, then each one that does not bear it a narrower one.
-    """
-    limits = {value.name: _widest(value, sizes[value.name]) for value in inputs if _is_int(value)}
-    if not any(limit in _INT_RANGES[:-1] for limit in limits.values()):
-        return limits
-    from onnxprune.runtime import RuntimeUnavailable, session
-
-    try:
-        loaded = session(model)
-    except RuntimeUnavailable:
-        return limits  # Verification says why, with the model's own inputs at hand.
-
-    def runs(candidate: Mapping[str, int]) -> bool:
-        try:
-            loaded.run(_draw(inputs, sizes, candidate, seed, 0))
-        except RuntimeUnavailable:
-            return False
-        return True
-
-    if runs(limits):
-        return limits
-    narrow = {name: min(limit, _INT_RANGES[-1]) for name, limit in limits.items()}
-    if not runs(narrow):
-        return limits
-    for name, widest in limits.items():
-        for limit in (widest, *(end for end in _INT_RANGES if end < widest)):
-            if limit <= narrow[name] or runs({**narrow, name: limit}):
-                narrow[name] = limit
-                break
-    return narrow
-
-
-def _is_int(value: _Input) -> bool:
-    return value.dtype.kind in "iu"
-
-
-def _widest(value: _Input, shape: Shape) -> int:
-    """Where to start looking: images use all of uint8, masks are 0 or 1, ids are small."""
-    if "mask" in value.name.lower():
-        return _INT_RANGES[-1]
-    if value.dtype == np.uint8 and len(shape) >= 3:
-        return 256
-    return _INT_RANGES[0]
 
 
 def _samples(batch: Batch) -> int:
@@ -244,7 +109,7 @@ def load_data(path: Path | str, model: Model, *, batch: int = 32, limit: int | N
         UsageError: The file cannot be read, or does not fit the model.
     """
     path = Path(path)
-    inputs = _inputs(model)
+    inputs = inputs_of(model)
     arrays = _read(path, inputs)
     for value in inputs:
         _check_values(path, value, arrays[value.name])
@@ -263,7 +128,7 @@ def load_data(path: Path | str, model: Model, *, batch: int = 32, limit: int | N
     return Data(batches, f"{path.name}, {samples} samples", random=False, samples=samples)
 
 
-def _read(path: Path, inputs: Sequence[_Input]) -> dict[str, AnyArray]:
+def _read(path: Path, inputs: Sequence[Input]) -> dict[str, AnyArray]:
     """The array of each input."""
     hint = "np.savez(path, input_name=array) writes such a file"
     try:
@@ -281,7 +146,7 @@ def _read(path: Path, inputs: Sequence[_Input]) -> dict[str, AnyArray]:
         }
 
 
-def _key(path: Path, keys: Sequence[str], value: _Input, inputs: Sequence[_Input]) -> str:
+def _key(path: Path, keys: Sequence[str], value: Input, inputs: Sequence[Input]) -> str:
     """Key of one input: its name, or any where one array meets one input."""
     if value.name in keys:
         return value.name
@@ -310,7 +175,7 @@ def _member(path: Path, archive: Mapping[str, AnyArray], key: str) -> AnyArray:
     return array
 
 
-def _check_values(path: Path, value: _Input, array: AnyArray) -> None:
+def _check_values(path: Path, value: Input, array: AnyArray) -> None:
     """Refuse what cannot be cast to the input's type without changing its meaning."""
     found, wanted = array.dtype, value.dtype
     text, number = found.kind in "OUS", wanted.kind not in "OUS"
@@ -333,7 +198,7 @@ def _check_values(path: Path, value: _Input, array: AnyArray) -> None:
             )
 
 
-def _step(inputs: Sequence[_Input], arrays: Mapping[str, AnyArray], batch: int) -> int:
+def _step(inputs: Sequence[Input], arrays: Mapping[str, AnyArray], batch: int) -> int:
     """Samples in one run where no input fixes it: one if an array holds an input a run."""
     for value in inputs:
         if value.dims and value.dims[0] is not None:
@@ -357,7 +222,7 @@ class _Pieces:
 
     @classmethod
     def cut(
-        cls, path: Path, value: _Input, array: AnyArray, *, step: int, limit: int | None
+        cls, path: Path, value: Input, array: AnyArray, *, step: int, limit: int | None
     ) -> _Pieces:
         """Plan the cuts of ``array`` for runs of ``step`` samples."""
         if value.dims == () and array.ndim == 0:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from onnxprune.data import Batch, Data
+from onnxprune.data import Data
+from onnxprune.feeds import Batch
 from onnxprune.io import Model
 from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
 from onnxprune.types import AnyArray, Drift, Float64Array

@@ -71,4 +71,11 @@ class Heads:
     slots: IntArray
 
 
-Effect = Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads
+@dataclass(frozen=True, slots=True)
+class Inexact:
+    """Slots whose removal changes the statistics of a normalisation: no twin can prove it."""
+
+    slots: IntArray
+
+
+Effect = Inexact | Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads

@@ -40,6 +40,11 @@ class Emitter:
         self.nodes: dict[int, list[onnx.NodeProto]] = {}
         self.dims: dict[str, Mapping[int, int]] = {}
         self._new: dict[str, AnyArray] = {}
+        self._stored = {
+            node.output[0]: node
+            for node in graph.model.proto.graph.node
+            if node.op_type == "Constant" and node.output
+        }
         self._taken = set(graph.constants) | set(graph.inputs)
         self._taken |= {name for node in graph.nodes for name in node.outputs}
 
@@ -73,6 +78,7 @@ class Emitter:
         self.nodes[node.index].insert(0, added)
 
     def after(self, node: Node, added: onnx.NodeProto) -> None:
+        """Put a new node behind one."""
         self.node(node)
         self.nodes[node.index].append(added)
 
@@ -115,9 +121,7 @@ class Emitter:
         target.node.extend(written)
         _copy_interface(old, target)
         self._refresh_value_info(old, target, {n for node in written for n in node.output})
-        return replace(
-            source, proto=proto, deferred=deferred, file_bytes=0
-        )
+        return replace(source, proto=proto, deferred=deferred, file_bytes=0)
 
     def _written(
         self, merged: Mapping[str, str], deferred: dict[str, Weight]
@@ -142,8 +146,8 @@ class Emitter:
         remaining = iter(families)
         for node in self.graph.model.proto.graph.node:
             name = node.output[0] if node.output else ""
-            constant = self.graph.constants.get(name)
-            if constant is not None and constant.in_node and node.op_type == "Constant":
+            lifted = self.graph.constants.get(name)
+            if lifted is not None and lifted.in_node and node.op_type == "Constant":
                 if name in self.constants:
                     yield from self._constant_nodes([name], deferred)
                 else:
@@ -159,7 +163,12 @@ class Emitter:
         self, names: Sequence[str], deferred: dict[str, Weight]
     ) -> Iterator[onnx.NodeProto]:
         for name in names:
-            yield _constant_node(name, self._tensor(name, deferred))
+            node = _constant_node(name, self._tensor(name, deferred))
+            stored = self._stored.get(name)
+            if stored is not None:  # the same node with another value
+                node.name, node.doc_string = stored.name, stored.doc_string
+                node.metadata_props.extend(stored.metadata_props)
+            yield node
 
     def _tensor(self, name: str, deferred: dict[str, Weight]) -> onnx.TensorProto:
         """The constant as a message: with its data where that is small, else to be read later."""
@@ -176,7 +185,10 @@ class Emitter:
         if edit is None:
             return Weight.lazily(name, old.shape, old.data_type, old.read)
         return Weight.lazily(
-            name, edit.shape, old.data_type, lambda: np.ascontiguousarray(edit.compute(old.read())).reshape(edit.shape)
+            name,
+            edit.shape,
+            old.data_type,
+            lambda: np.ascontiguousarray(edit.compute(old.read())).reshape(edit.shape),
         )
 
     def _initializers(

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxprune.types import AnyArray, BoolArray, IntArray, Shape
+from onnxprune.types import AnyArray, BoolArray, IntArray, Scalar, Shape
 
 
 def varying(field: AnyArray) -> tuple[int, ...]:
@@ -19,12 +20,13 @@ def varying(field: AnyArray) -> tuple[int, ...]:
     return tuple(axis for axis, size in enumerate(field.shape) if size > 1)
 
 
-def lift(field: AnyArray, rank: int) -> AnyArray:
+def lift(field: NDArray[Scalar], rank: int) -> NDArray[Scalar]:
     """Prepend axes of size 1, as numpy broadcasting does."""
     return field.reshape((1,) * (rank - field.ndim) + field.shape)
 
 
 def lift_shape(shape: Shape, rank: int) -> Shape:
+    """Prepend dimensions of 1."""
     return (1,) * (rank - len(shape)) + tuple(shape)
 
 
@@ -35,7 +37,7 @@ def along(slots: IntArray, axis: int, rank: int) -> IntArray:
     return slots.reshape(shape)
 
 
-def first(field: AnyArray, axes: Iterable[int]) -> AnyArray:
+def first(field: NDArray[Scalar], axes: Iterable[int]) -> NDArray[Scalar]:
     """The field with only its first entry kept along ``axes``."""
     drop = set(axes)
     return field[tuple(slice(0, 1) if a in drop else slice(None) for a in range(field.ndim))]
@@ -88,7 +90,7 @@ def reshape_blocks(source: Shape, target: Shape) -> list[tuple[range, range]]:
     return blocks
 
 
-def reshape(field: AnyArray, source: Shape, target: Shape) -> AnyArray:
+def reshape(field: NDArray[Scalar], source: Shape, target: Shape) -> NDArray[Scalar]:
     """Execute a Reshape on a field, expanding only the blocks of axes it varies on."""
     if 0 in source:
         return np.zeros((1,) * len(target), field.dtype)
@@ -101,7 +103,7 @@ def reshape(field: AnyArray, source: Shape, target: Shape) -> AnyArray:
     return np.broadcast_to(field, full).reshape(result)
 
 
-def take(field: AnyArray, axis: int, indices: AnyArray) -> AnyArray:
+def take(field: NDArray[Scalar], axis: int, indices: IntArray) -> NDArray[Scalar]:
     """``np.take`` that leaves a field alone where it does not vary; indices may have any rank."""
     if field.shape[axis] == 1:
         shape = field.shape[:axis] + (1,) * indices.ndim + field.shape[axis + 1 :]
@@ -118,7 +120,7 @@ def rectangular(dead: BoolArray) -> bool:
     return True
 
 
-def compact(array: AnyArray, *dead: BoolArray) -> AnyArray:
+def compact(array: NDArray[Scalar], *dead: BoolArray) -> NDArray[Scalar]:
     """Remove the dead elements of an array, survivors in their order.
 
     Args:
@@ -150,6 +152,28 @@ def survivors_shape(shape: Shape, dead: Sequence[BoolArray]) -> Shape:
     return tuple(result)
 
 
+def alive_along(dead: Sequence[BoolArray], axis: int) -> BoolArray | None:
+    """Which positions of an axis survive, None where the axis keeps its extent.
+
+    Where rows keep different positions the first row speaks for all.
+
+    Raises:
+        ValueError: The survivors do not form a box.
+    """
+    kept: IntArray | None = None
+    extent = max(mask.shape[axis] for mask in dead) if dead else 1
+    for cut in _cuts(dead):
+        if cut.axis == axis:
+            line = np.moveaxis(cut.indices, axis, -1) if cut.indices.ndim > 1 else cut.indices
+            line = line.reshape(-1, line.shape[-1])[0]
+            kept = line if kept is None else kept[line]
+    if kept is None:
+        return None
+    alive = np.zeros(extent, np.bool_)
+    alive[kept] = True
+    return alive
+
+
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """One axis made shorter: by the same ``indices`` everywhere, or by others for each row."""
@@ -161,7 +185,7 @@ class _Cut:
     def count(self) -> int:
         return int(self.indices.shape[self.axis if self.indices.ndim > 1 else 0])
 
-    def __call__(self, array: AnyArray) -> AnyArray:
+    def __call__(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         if array.shape[self.axis] == 1:
             return array
         if self.indices.ndim == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ class Node:
         captures: Outer tensors that subgraphs of this node read.
     """
 
-    def __init__(self, index: int, proto: onnx.NodeProto, since: int) -> None:
+    def __init__(self, index: builtins.int, proto: onnx.NodeProto, since: builtins.int) -> None:
         self.index = index
         self.proto = proto
         self.since = since
@@ -50,20 +51,25 @@ class Node:
 
     @cached_property
     def attributes(self) -> Mapping[str, onnx.AttributeProto]:
+        """Attributes by name."""
         return {attribute.name: attribute for attribute in self.proto.attribute}
 
     def has(self, name: str) -> bool:
+        """Whether an attribute is given."""
         return name in self.attributes
 
-    def int(self, name: str, default: int) -> int:
+    def int(self, name: str, default: builtins.int) -> builtins.int:
+        """An integer attribute."""
         attribute = self.attributes.get(name)
-        return default if attribute is None else int(attribute.i)
+        return default if attribute is None else builtins.int(attribute.i)
 
-    def ints(self, name: str) -> tuple[int, ...] | None:
+    def ints(self, name: str) -> tuple[builtins.int, ...] | None:
+        """A list attribute, None where it is absent."""
         attribute = self.attributes.get(name)
         return None if attribute is None else tuple(attribute.ints)
 
     def string(self, name: str, default: str) -> str:
+        """A string attribute."""
         attribute = self.attributes.get(name)
         return default if attribute is None else attribute.s.decode()
 
@@ -99,7 +105,7 @@ class Graph:
         inputs: Graph inputs that a caller feeds.
         outputs: Graph outputs.
         opsets: Version by domain.
-        clones: Names of nodes' first outputs that preparation cloned, to what they were cloned from.
+        clones: First outputs of nodes that preparation cloned, and what they were cloned from.
     """
 
     model: Model

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune import fields
-from onnxprune.types import AnyArray, BoolArray, IntArray, Shape
+from onnxprune.types import AnyArray, BoolArray, IntArray, Scalar, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Reshape:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
+    """Axes in another order."""
+
     perm: tuple[int, ...]
 
 
@@ -38,6 +41,8 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
+    """Whole axes repeated."""
+
     repeats: tuple[int, ...]
 
 
@@ -64,7 +69,7 @@ def shape_after(step: Step, shape: Shape) -> Shape:
             return tuple(size * times for size, times in zip(shape, repeats, strict=True))
 
 
-def apply(step: Step, field: AnyArray, shape: Shape) -> AnyArray:
+def apply(step: Step, field: NDArray[Scalar], shape: Shape) -> NDArray[Scalar]:
     """Field of a tensor of ``shape`` after one step."""
     match step:
         case Reshape(target):
@@ -80,7 +85,7 @@ def apply(step: Step, field: AnyArray, shape: Shape) -> AnyArray:
             return np.tile(field, moving)
 
 
-def run(steps: Sequence[Step], field: AnyArray, shape: Shape) -> AnyArray:
+def run(steps: Sequence[Step], field: NDArray[Scalar], shape: Shape) -> NDArray[Scalar]:
     """Field after all steps."""
     for step in steps:
         field = apply(step, field, shape)
@@ -122,6 +127,11 @@ def _changing(field: AnyArray) -> list[int]:
     return [a for a in fields.varying(field) if not (field == fields.first(field, (a,))).all()]
 
 
+def as_slice(start: int, stop: int, step: int) -> slice:
+    """A Slice's range as Python's: a very negative end of a negative step means past the front."""
+    return slice(start, stop if step > 0 or stop > -(1 << 31) else None, step)
+
+
 def renumber(indices: IntArray, alive: BoolArray) -> IntArray:
     """Indices into the survivors of an axis, for those of ``indices`` that survive.
 
@@ -160,10 +170,12 @@ def survives(
         shape, new_shape = source, new_source
         for step, new_step in zip(steps, new_steps, strict=True):
             if isinstance(step, Take):
-                new_step = Take(step.axis, _renumbered(step, dead))
+                after: Step = Take(step.axis, _renumbered(step, dead))
+            else:
+                after = new_step
             ids, dead = apply(step, ids, shape), apply(step, dead, shape)
-            small = apply(new_step, small, new_shape)
-            shape, new_shape = shape_after(step, shape), shape_after(new_step, new_shape)
+            small = apply(after, small, new_shape)
+            shape, new_shape = shape_after(step, shape), shape_after(after, new_shape)
         expected = fields.compact(ids, dead)
         # An axis of which one entry survives has size 1 now: it no longer varies.
         return bool((expected == np.broadcast_to(small, expected.shape)).all())
@@ -172,12 +184,5 @@ def survives(
 
 
 def _renumbered(step: Take, dead: BoolArray) -> IntArray:
-    if dead.shape[step.axis] == 1:
-        return step.indices
-    kept = ~dead
-    for axis in fields.varying(kept):
-        if axis != step.axis:
-            others = tuple(a for a in range(kept.ndim) if a != axis)
-            kept = np.compress(kept.any(axis=others), kept, axis=axis)
-    rows = np.moveaxis(kept, step.axis, -1).reshape(-1, kept.shape[step.axis])
-    return renumber(step.indices, rows[0])
+    alive = fields.alive_along([dead], step.axis)
+    return step.indices if alive is None else renumber(step.indices, alive)

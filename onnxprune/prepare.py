@@ -1,4 +1,4 @@
-"""From a loaded model to the graph that is analysed: constants lifted out, accidental sharing undone.
+"""From a loaded model to the graph that is analysed: constants lifted out, sharing undone.
 
 Exporters merge equal constants, so that one zero bias serves half the network and would couple it.
 Every use of a constant therefore gets its own copy (a handle, not the data); copies that end equal
@@ -59,7 +59,9 @@ class _Preparation:
         }
         self.in_node = {name for name in in_nodes if name in self.weights}
         lifted = {in_nodes[name] for name in self.in_node}
-        self.nodes = [node for index, node in enumerate(proto.node) if index not in lifted]
+        self.nodes: list[onnx.NodeProto] = [
+            node for index, node in enumerate(proto.node) if index not in lifted
+        ]
         self.owned: set[int] = set()
         self.cloned_after: dict[int, list[onnx.NodeProto]] = {}
         self.clones: dict[str, str] = {}
@@ -86,7 +88,7 @@ class _Preparation:
 
     def _pinned(self) -> Mapping[str, str]:
         """Constants that something outside the node list can see, with the reason."""
-        pinned = {name: "is a graph output" for name in self.outputs}
+        pinned = dict.fromkeys(self.outputs, "is a graph output")
         for node in self.nodes:
             for name in captured_names(node):
                 pinned[name] = f"is read inside a subgraph of {node.name or node.output[0]}"
@@ -135,7 +137,9 @@ class _Preparation:
         node = self._node(use[0])
         return (node.op_type, use[1]) in _WEIGHT_INPUTS or node.output[0] in self.weight_chains
 
-    def _clone_chain_node(self, index: int, uses: list[_Use], all_uses: dict[str, list[_Use]]) -> None:
+    def _clone_chain_node(
+        self, index: int, uses: list[_Use], all_uses: dict[str, list[_Use]]
+    ) -> None:
         if uses and all(self._is_weight_use(use) for use in uses):
             self.weight_chains.add(self.nodes[index].output[0])
         groups = self._groups(uses)
@@ -154,7 +158,7 @@ class _Preparation:
             self._redirect(group, clone.output[0])
 
     def _add_clone(self, index: int, clone: onnx.NodeProto) -> int:
-        # Clones live past the end of the list so that positions stay valid; _in_order puts them back.
+        # Clones live past the end of the list so that positions stay valid until _in_order.
         self.cloned_after.setdefault(index, []).append(clone)
         self.nodes.append(clone)
         self.owned.add(len(self.nodes) - 1)
@@ -173,7 +177,7 @@ class _Preparation:
         for index, position in group:
             self._node(index, own=True).input[position] = name
 
-    def _node(self, index: int, own: bool = False) -> onnx.NodeProto:
+    def _node(self, index: int, *, own: bool = False) -> onnx.NodeProto:
         if own and index not in self.owned:
             copy = onnx.NodeProto()
             copy.CopyFrom(self.nodes[index])

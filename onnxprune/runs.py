@@ -1,8 +1,8 @@
 """Runs of movements whose net effect is one selection or permutation along one axis.
 
-Channel shuffle is Reshape, Transpose, Reshape; a Focus slice is several. Taken one by one they would
-force grids on the channels; taken together they constrain nothing, and are written as one Gather
-when something in them is cut.
+Channel shuffle is Reshape, Transpose, Reshape; a Focus slice is several. Taken one by one they
+would force grids on the channels; taken together they constrain nothing, and are written as one
+Gather when something in them is cut.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ class Run:
     nodes: tuple[Node, ...]
     axis: int
     indices: IntArray
-
-    @property
-    def key(self) -> int:
-        return self.nodes[0].index
 
 
 def find_runs(graph: Graph, envs: Sequence[Environment]) -> Mapping[int, Run]:
@@ -64,7 +60,7 @@ def movement_view(node: Node, env: Environment) -> OpView | None:
     if any(name and shape is None for name, shape in zip(node.outputs, shapes, strict=True)):
         return None
     births = None
-    return OpView(node, tuple(values), shapes, env, births, "heads", node.since)  # type: ignore[arg-type]  # movements ask for no slots
+    return OpView(node, tuple(values), shapes, env, births, "heads", False, node.since)  # type: ignore[arg-type]  # movements ask for no slots
 
 
 def _moves(node: Node) -> bool:

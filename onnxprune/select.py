@@ -237,7 +237,7 @@ class _Chooser:
             for number, balance in enumerate(ranked)
             for value, drops in self._levels(balance, max_ratio, comparable)
         ]
-        done: dict[int, Sequence[int]] = {}
+        done: dict[int, list[int]] = {}
         closed: set[int] = set()
         for _, number, drops in sorted(steps, key=lambda step: (step[0], step[1], sum(step[2]))):
             extra = sum(drops) - sum(done.get(number, ()))
@@ -269,7 +269,8 @@ class _Chooser:
                     break
                 levels.append(drops)
         cumulative = [self._cumulative(cell, comparable) for cell in balance.cells]
-        result, before, highest = [], [0] * len(sizes), -np.inf
+        result: list[tuple[float, list[int]]] = []
+        before, highest = [0] * len(sizes), -np.inf
         for drops in levels:
             pairs = list(zip(cumulative, before, drops, strict=True))
             taken = sum(d - b for _, b, d in pairs)

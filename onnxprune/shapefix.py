@@ -209,16 +209,14 @@ class _Finder:
                 continue
             seen.add(node.index)
             if node.op_type in ("Shape", "Size"):
-                for f in self.survivors[0].trace.fields.get(node.inputs[0], ()):
-                    found.append(f.reshape(-1))
+                labelled = self.survivors[0].trace.fields.get(node.inputs[0], ())
+                found += [f.reshape(-1) for f in labelled]
             else:
                 pending += [n for n in node.inputs if n]
         return np.concatenate(found)
 
 
-def _reevaluate(
-    graph: Graph, survivors: Survivors, evaluator: Evaluator
-) -> Mapping[str, AnyArray]:
+def _reevaluate(graph: Graph, survivors: Survivors, evaluator: Evaluator) -> Mapping[str, AnyArray]:
     """Shape arithmetic with the shapes after the cut."""
     env = survivors.trace.env
     values: dict[str, AnyArray] = {}

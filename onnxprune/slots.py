@@ -6,13 +6,13 @@ smallest slot of a component, so that the two cannot be mistaken. 0 is kept for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune import fields
 from onnxprune.graph import Graph
+from onnxprune.rows import Signature, known_rows
 from onnxprune.types import BoolArray, IntArray, Shape
 
 _MOST_ELEMENT_SLOTS = 3_000_000
@@ -36,10 +36,12 @@ class Birth:
 
     @property
     def base(self) -> int:
+        """First slot."""
         return int(self.field.flat[0])
 
     @property
     def size(self) -> int:
+        """Number of slots."""
         return self.field.size
 
 
@@ -62,7 +64,7 @@ class SlotTable:
     resolved: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def born(self, leaf: str, view: Shape, axes: tuple[int, ...]) -> IntArray | None:
-        """The field of a constant on some axes, the same slots each time; None where it is too big."""
+        """The field of a constant on some axes, the same each time; None where it is too big."""
         key = (leaf, view, axes)
         birth = self._known.get(key)
         if birth is None:
@@ -94,7 +96,7 @@ class SlotTable:
         self.resolved = np.where(self.frozen[self.labels], 0, -self.labels)
 
     def merge(self, a: IntArray, b: IntArray, freeze: IntArray) -> bool:
-        """Tie ``a`` to ``b`` element by element and freeze slots; returns whether anything changed."""
+        """Tie ``a`` to ``b`` element by element, freeze slots; tells whether anything changed."""
         self.grow()
         before = self.resolved
         old = self.labels
@@ -138,16 +140,17 @@ class PassBirths:
         shapes: Shape of a tensor.
         same: Tensors that show a constant element by element, and the tensor they show.
         moved: Constant-derived tensors that a movement makes: (source, how labels move).
-        hard: Rows by field content, from the last pass.
+        signature: Rows that the last pass found each component in.
     """
 
     table: SlotTable
     shapes: Callable[[str], Shape | None]
     same: dict[str, str] = field(default_factory=dict)
     moved: dict[str, tuple[str, Callable[[IntArray], IntArray]]] = field(default_factory=dict)
-    hard: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict)
+    signature: Signature = field(default_factory=lambda: np.zeros(1, np.uint64))
 
     def grid(self, name: str, view: Shape, axes: tuple[int, ...]) -> IntArray | None:
+        """Slots of a constant under a view, also through nodes that only present it."""
         leaf = name
         while leaf in self.same:
             leaf = self.same[leaf]
@@ -161,6 +164,7 @@ class PassBirths:
         return self.table.born(leaf, view, axes) if int(np.prod(view)) == size else None
 
     def elements(self, name: str) -> IntArray | None:
+        """A slot for each element, moved as the constant was."""
         if name in self.same:
             return self.elements(self.same[name])
         if name in self.moved:
@@ -175,12 +179,14 @@ class PassBirths:
         return self.table.born(name, shape, axes)
 
     def classes(self, f: IntArray) -> IntArray:
+        """Classes of a field, as the last pass knew them."""
         return self.table.classes(f)
 
     def hard_rows(self, f: IntArray) -> tuple[int, ...] | None:
-        moving = fields.varying(f)
-        found = self.hard.get(content(self.table.classes(f)))
-        return None if found is None else tuple(moving[position] for position in found)
+        """Row axes of a grid where use settles them."""
+        labels = self.table.classes(f)
+        known = np.abs(labels) < self.signature.size
+        return known_rows(labels, self.signature) if known.all() else None
 
 
 def content(labels: IntArray) -> bytes:

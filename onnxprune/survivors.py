@@ -1,4 +1,4 @@
-"""What is left of every tensor once some classes are dead, and whether that is a consistent graph."""
+"""What is left of every tensor once some classes are dead, and whether it fits together."""
 
 from __future__ import annotations
 
@@ -78,13 +78,7 @@ class Survivors:
 
         Where rows keep different positions the first row that survives speaks for all.
         """
-        found = None
-        for mask in self.masks(name):
-            if mask.shape[axis] > 1:
-                lines = np.moveaxis(~mask, axis, -1).reshape(-1, mask.shape[axis])
-                line = lines[int(np.argmax(lines.any(axis=1)))]
-                found = line if found is None else found & line
-        return found
+        return fields.alive_along(self.masks(name), axis)
 
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor after the cut, None where it is not known."""

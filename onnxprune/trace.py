@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 import onnxprune.ops  # noqa: F401  (registers the rules)
 from onnxprune import fields, moves
-from onnxprune.effects import Consumes, Contracts, Effect, Freeze, Heads, Produces, Rows, Tie
+from onnxprune.effects import (
+    Consumes,
+    Contracts,
+    Effect,
+    Freeze,
+    Heads,
+    Inexact,
+    Produces,
+    Rows,
+    Tie,
+)
 from onnxprune.graph import Graph, Node
 from onnxprune.ops.plain import lookup_rows
 from onnxprune.ops.registry import Entry, lookup
 from onnxprune.ops.view import OpView, Value
+from onnxprune.rows import RowRule, Signature, row_signature
 from onnxprune.runs import Run
 from onnxprune.shapes import Environment
 from onnxprune.slots import PassBirths, SlotTable, content
@@ -38,15 +49,14 @@ class Trace:
 
     Attributes:
         fields: Fields of each tensor that has any, compressed.
-        rows: Row constraints: labels (rows, columns) and whether they follow from use.
+        rows: Rows that rules asked for.
         grids: Fields that vary on several axes, one for each content.
     """
 
     env: Environment
     fields: dict[str, list[IntArray]] = field(default_factory=dict)
-    rows: list[tuple[IntArray, tuple[int, ...], bool]] = field(default_factory=list)
+    rows: list[RowRule] = field(default_factory=list)
     grids: dict[bytes, IntArray] = field(default_factory=dict)
-    hard: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
 
 
@@ -58,12 +68,14 @@ class Tracer:
     envs: Sequence[Environment]
     runs: Mapping[int, Run]
     attention: str = "heads"
+    allow_norm: bool = False
     table: SlotTable = field(init=False)
     traces: list[Trace] = field(default_factory=list)
     producing: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     consuming: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     contracted: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     effective: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    inexact: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     heads: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     reasons: list[tuple[IntArray, str]] = field(default_factory=list)
 
@@ -81,8 +93,7 @@ class Tracer:
     def _pass(self, extra: Sequence[Effect]) -> bool:
         walks = []
         for position, env in enumerate(self.envs):
-            hard = self.traces[position].hard if self.traces else {}
-            walk = _Walk(self, env, hard)
+            walk = _Walk(self, env, self.signature(position))
             walk.run()
             walks.append(walk)
         for effect in extra:
@@ -97,12 +108,20 @@ class Tracer:
         self.producing = _mark(size, [s for walk in walks for s in walk.produced])
         self.consuming = _mark(size, [s for walk in walks for s in walk.consumed])
         self.contracted = _mark(size, [-s for walk in walks for s in walk.contracted])
+        self.inexact = _mark(size, [-s for walk in walks for s in walk.inexact])
         self.heads = _mark(size, [-s for walk in walks for s in walk.heads])
         self.effective = _mark(size, [a, b, *(s for walk in walks for s in walk.touched)])
         self.effective |= self.producing | self.consuming
         self.reasons = [*self.reasons, *freezes]
         self.traces = [walk.trace for walk in walks]
         return self.table.merge(a, b, cold)
+
+    def signature(self, position: int) -> Signature:
+        """Rows that each component lies in, as the last pass under one environment found."""
+        self.table.grow()
+        rules = self.traces[position].rows if self.traces else []
+        now = [replace(rule, classes=self.table.classes(rule.classes)) for rule in rules]
+        return row_signature(now, self.table.size)
 
 
 def _mark(size: int, slots: Sequence[IntArray]) -> BoolArray:
@@ -116,12 +135,12 @@ def _mark(size: int, slots: Sequence[IntArray]) -> BoolArray:
 class _Walk:
     """One walk over the nodes under one environment."""
 
-    def __init__(self, tracer: Tracer, env: Environment, hard: Mapping[bytes, tuple[int, ...]]) -> None:
+    def __init__(self, tracer: Tracer, env: Environment, signature: Signature) -> None:
         self.tracer = tracer
         self.graph = tracer.graph
         self.env = env
         self.table = tracer.table
-        self.births = PassBirths(tracer.table, env.shape, hard=hard)
+        self.births = PassBirths(tracer.table, env.shape, signature=signature)
         self.trace = Trace(env)
         self.ties: list[tuple[IntArray, IntArray]] = []
         self.freezes: list[tuple[IntArray, str]] = []
@@ -130,6 +149,7 @@ class _Walk:
         self.contracted: list[IntArray] = []
         self.touched: list[IntArray] = []
         self.heads: list[IntArray] = []
+        self.inexact: list[IntArray] = []
         self.kept: dict[tuple[Shape, bytes], IntArray | None] = {}
         self.shared: dict[tuple[Shape, bytes], IntArray] = {}
         self.outputs = frozenset(self.graph.outputs)
@@ -158,7 +178,8 @@ class _Walk:
         inputs = tuple(self._value(name) if name else None for name in node.inputs)
         shapes = tuple(self.env.shape(name) if name else None for name in last.outputs)
         tracer = self.tracer
-        return OpView(node, inputs, shapes, self.env, self.births, tracer.attention, node.since)
+        options = (tracer.attention, tracer.allow_norm, node.since)
+        return OpView(node, inputs, shapes, self.env, self.births, *options)
 
     def _value(self, name: str) -> Value:
         shape = self.env.shape(name)
@@ -225,6 +246,8 @@ class _Walk:
                 self.produced.append(slots)
             case Consumes(slots):
                 self.consumed.append(slots)
+            case Inexact(slots):
+                self.inexact.append(self.table.classes(slots))
             case Heads(slots):
                 self.heads.append(self.table.classes(slots))
             case Contracts(f, _, _):
@@ -261,10 +284,7 @@ class _Walk:
             return
         if not rows:
             return
-        self.trace.rows.append((labels, rows, hard))
-        if hard:
-            positions = tuple(moving.index(axis) for axis in rows)
-            self.trace.hard[content(labels)] = positions
+        self.trace.rows.append(RowRule(labels, rows, hard))
 
     def _note_derived(self, view: OpView, run: Run | None) -> None:
         """Remember how a constant-derived tensor shows the constant, for slots of its elements."""
@@ -332,10 +352,7 @@ class _Walk:
 
 def _run_effects(view: OpView, run: Run) -> Iterator[Effect]:
     rank = view.x.rank
-    passed = []
-    for f in view.x.fields:
-        passed.append(fields.take(f, run.axis, run.indices) if rank else f)
-    view.out(passed)
+    view.out([fields.take(f, run.axis, run.indices) if rank else f for f in view.x.fields])
     yield from ()
 
 
@@ -351,4 +368,3 @@ def _movement_effects(view: OpView, entry: Entry) -> Iterator[Effect]:
         return
     for position, output in enumerate(steps):
         view.out([moves.run(output, f, source) for f in view.x.fields], position)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ Float64Array: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 AnyArray: TypeAlias = NDArray[np.generic]
+Scalar = TypeVar("Scalar", bound=np.generic)
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -103,7 +104,7 @@ class BalanceSet:
 
 @dataclass(frozen=True, slots=True)
 class LayerStats:
-    """Cost of one node. ``macs`` counts one multiply-accumulate per weight use, bias not counted."""
+    """Cost of one node. ``macs``: one multiply-accumulate for each weight use, bias not counted."""
 
     node: str
     op_type: str
@@ -188,6 +189,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing spoke against the result."""
         return self.status in ("passed", "none")
 
 
@@ -202,7 +204,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One channel group as the report shows it. ``size`` and ``kept`` count along the producers' axis."""
+    """One group in the report. ``size`` and ``kept`` count along the producers' axis."""
 
     id: int
     size: int
@@ -216,7 +218,25 @@ class GroupReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a verb has to say; ``report.as_json`` and ``report.tables`` print it."""
+    """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
+
+    Attributes:
+        verb: ``inspect``, ``shrink`` or ``compare``.
+        input_path: File of the model, "" for one in memory.
+        before: Its cost.
+        output_path: File that was written, or None.
+        after: Cost of the result, or None where there is none.
+        importance: Method that ranked the channels, "" where nothing was ranked.
+        importance_why: Why that method.
+        exact: The masked twin can prove the result; None where nothing was cut by us.
+        groups: Every channel group.
+        verdict: What verification found.
+        stand_ins: Input shapes that costs are counted at.
+        seconds: Wall-clock time of each stage.
+        peak_memory_bytes: Most memory the process had.
+        warnings: What a person should know, in order.
+        recipe: The recipe as JSON, {} where nothing was removed.
+    """
 
     verb: str
     input_path: str
@@ -225,7 +245,7 @@ class Report:
     after: ModelStats | None
     importance: str
     importance_why: str
-    exact: bool
+    exact: bool | None
     groups: tuple[GroupReport, ...]
     verdict: Verdict
     stand_ins: Mapping[str, Shape]

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from onnxprune.data import Batch, Data, spell
+from onnxprune.data import Data
 from onnxprune.drift import measure_drift
+from onnxprune.feeds import Batch, spell
 from onnxprune.io import Model, skeleton
 from onnxprune.runtime import RuntimeUnavailable, cannot_run, session
 from onnxprune.types import AnyArray, Drift, Float64Array, Limits, TwinResult, Verdict

@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxprune import fields
 from onnxprune.effects import Consumes, Effect, Freeze, Produces, Rows, Tie
-from onnxprune.ops.elementwise import parameter
 from onnxprune.graph import Node
+from onnxprune.ops.elementwise import parameter
 from onnxprune.ops.registry import Kept, macs, repair, rule
 from onnxprune.ops.view import OpView, Value, axis_slots, collapse
 from onnxprune.types import IntArray, Shape
@@ -105,9 +105,7 @@ def _depthwise(op: OpView, read: IntArray | None, rows: IntArray) -> Iterator[Ef
         yield Tie(read.reshape(-1, 1), rows)
 
 
-def _grouped(
-    op: OpView, read: IntArray | None, weight: Value, made: IntArray
-) -> Iterator[Effect]:
+def _grouped(op: OpView, read: IntArray | None, weight: Value, made: IntArray) -> Iterator[Effect]:
     """Groups keep equal counts, each its own; whole groups go where either side is all tied.
 
     ``made``: (group, out / group). The weight reads (group, in / group), so every group slices

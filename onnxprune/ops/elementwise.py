@@ -47,9 +47,7 @@ def _lifted(value: Value, rank: int) -> Value:
     return Value(value.name, shape, lifted, value.derived, value.array)
 
 
-def meet(
-    op: OpView, operands: list[Value]
-) -> Generator[Effect, None, list[IntArray]]:
+def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntArray]]:
     """Tie operands of one rank where they meet; returns the fields of the result.
 
     For a field F of one operand and another operand that extends along some of F's axes, E: a
@@ -142,4 +140,3 @@ def parameter(op: OpView, position: int, f: IntArray, axis: int) -> Iterator[Eff
         yield from op.freeze_fields([f], "has a parameter that cannot be cut", value.name)
         return
     yield Tie(f, fields.along(slots, axis, f.ndim))
-

@@ -67,7 +67,7 @@ def contract(op: OpView, a: Value, b: Value) -> Generator[Effect, None, list[Int
         yield from op.freeze_fields(right, "sums over channels the other side cannot cut", b.name)
     for own, other in ((a, b), (b, a)):
         for f in own.off([k]):
-            merged = yield from _meet_batch(op, f, own, other, k, passed)
+            merged = yield from _meet_batch(op, f, (own, other), k, passed)
             if own.derived and f.shape[k + 1 if own is b else k - 1] > 1:
                 yield Produces(f)
             if not merged:
@@ -143,12 +143,13 @@ def _operand_field(op: OpView, f: IntArray) -> IntArray:
 
 
 def _meet_batch(
-    op: OpView, f: IntArray, own: Value, other: Value, k: int, passed: list[IntArray]
+    op: OpView, f: IntArray, operands: tuple[Value, Value], k: int, passed: list[IntArray]
 ) -> Generator[Effect, None, bool]:
     """A field on batch axes along which the other operand extends must be met there.
 
     Returns whether another field speaks for it in ``passed`` already.
     """
+    own, other = operands
     shared = [axis for axis in range(k - 1) if f.shape[axis] > 1 and other.shape[axis] > 1]
     if not shared:
         return False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.moves import Broadcast, Reshape, Step, Take, Tile, Transpose
+from onnxprune.moves import Broadcast, Reshape, Step, Take, Tile, Transpose, as_slice
 from onnxprune.ops.registry import movement
 from onnxprune.ops.view import OpView
 from onnxprune.types import Shape
@@ -49,15 +49,10 @@ def slice_(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
     rank = len(op.x.shape)
     return [
         [
-            Take(axis % rank, np.arange(op.x.shape[axis % rank])[_range(start, end, step)])
+            Take(axis % rank, np.arange(op.x.shape[axis % rank])[as_slice(start, end, step)])
             for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
         ]
     ]
-
-
-def _range(start: int, end: int, step: int) -> slice:
-    # ONNX lets a negative step run past the first element with a very negative end.
-    return slice(start, end if step > 0 or end > -(1 << 31) else None, step)
 
 
 def _unchanged(source: Shape, targets: Sequence[Shape]) -> _Steps:
@@ -80,12 +75,13 @@ def split(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
 @movement("Gather")
 def gather(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
     """Chosen entries of one axis, by constant indices."""
-    indices = op.need(1).array
-    if indices is None:
+    given = op.need(1).array
+    if given is None:
         return None
+    indices = given.astype(np.int64)
     axis = op.axis("axis", 0, len(source))
     extent = op.x.shape[axis]
-    wrapped = np.where(indices < 0, indices + extent, indices).astype(np.int64)
+    wrapped = np.where(indices < 0, indices + extent, indices)
     return [[Take(axis, wrapped)]]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from onnxprune import fields
-from onnxprune.effects import Effect, Freeze, Tie
+from onnxprune.effects import Effect, Freeze, Inexact, Rows, Tie
 from onnxprune.graph import Node
-from onnxprune.ops.elementwise import meet, parameter
 from onnxprune.ops.conv import surviving_groups
+from onnxprune.ops.elementwise import meet, parameter
 from onnxprune.ops.registry import Kept, repair, rule
 from onnxprune.ops.view import OpView, Value, collapse
 from onnxprune.types import IntArray, Shape
@@ -35,14 +35,19 @@ def batch_normalization(op: OpView) -> Iterator[Effect]:
 @rule("InstanceNormalization")
 def instance_normalization(op: OpView) -> Iterator[Effect]:
     """Statistics over the axes behind the channels: a row of a grid goes whole."""
-    passed = yield from statistics(op, op.x, range(2, op.x.rank))
+    passed = yield from statistics(op, op.x, range(2, op.x.rank), mean=True)
     for f in passed:
-        if f.shape[_CHANNEL] > 1:
+        if f.shape[_CHANNEL] > 1 and op.x.shape[_CHANNEL] > 1 and not _within(op, f):
             head, effects = collapse(f, [a for a in range(op.x.rank) if a != _CHANNEL])
             yield from effects
             yield from parameter(op, 1, head, _CHANNEL)
             yield from parameter(op, 2, head, _CHANNEL)
     op.out(passed)
+
+
+def _within(op: OpView, f: IntArray) -> bool:
+    """Whether a cut stays within the rows that are normalised, so that parameters stay."""
+    return any(f.shape[a] > 1 for a in range(2, op.x.rank))
 
 
 @rule("GroupNormalization", since=18)
@@ -55,12 +60,16 @@ def group_normalization(op: OpView) -> Iterator[Effect]:
         head, effects = collapse(f, [a for a in range(op.x.rank) if a != _CHANNEL])
         yield from effects
         grid = head.reshape(groups, -1)
-        yield Tie(grid, grid[:, :1])
+        if op.allow_norm:
+            yield Inexact(grid)
+            yield Rows(grid, (0,), hard=True)
+        else:
+            yield Tie(grid, grid[:, :1])
         for position in (1, 2):
             value = op.need(position)
             per_group = value.shape[0] != op.x.shape[_CHANNEL]
             slots = fields.along(grid[:, 0], _CHANNEL, op.x.rank) if per_group else head
-            if groups > 1 or not per_group:
+            if (groups > 1 and not op.allow_norm) or not per_group:
                 yield from parameter(op, position, slots, _CHANNEL)
         passed.append(f)
     op.out(passed)
@@ -76,7 +85,7 @@ def groups_left(node: Node, before: Shape, kept: Kept) -> Mapping[str, int]:
 def layer_normalization(op: OpView) -> Iterator[Effect]:
     """Statistics over the last axes, which cannot be cut; parameters broadcast there."""
     first_axis = op.axis("axis", -1, op.x.rank)
-    passed = yield from statistics(op, op.x, range(first_axis, op.x.rank))
+    passed = yield from statistics(op, op.x, range(first_axis, op.x.rank), mean=True)
     operands = [Value(op.x.name, op.x.shape, passed, False, None)]
     for value in op.inputs[1:]:
         if value is not None:
@@ -124,21 +133,28 @@ def lp_normalization(op: OpView) -> Iterator[Effect]:
 def mean_variance(op: OpView) -> Iterator[Effect]:
     """Statistics over ``axes`` (batch and space by default); other axes pass."""
     axes = op.ints("axes") or (0, 2, 3)
-    op.out((yield from statistics(op, op.x, [a % op.x.rank for a in axes])))
+    op.out((yield from statistics(op, op.x, [a % op.x.rank for a in axes], mean=True)))
 
 
 def statistics(
-    op: OpView, value: Value, axes: Sequence[int]
+    op: OpView, value: Value, axes: Sequence[int], *, mean: bool = False
 ) -> Generator[Effect, None, list[IntArray]]:
     """Axes that are summed over: a field that lies there alone stays, a grid goes by whole rows.
 
-    Returns the fields that pass.
+    A ``mean`` over fewer elements is still a mean: where the user allows it (``--allow-norm``) such
+    a field is cut all the same, the same number in every row. Returns the fields that pass.
     """
     passed: list[IntArray] = []
     inside = set(axes)
     for f in value.fields:
         moving = fields.varying(f)
         if inside.isdisjoint(moving):
+            passed.append(f)
+        elif mean and op.allow_norm:
+            yield Inexact(f)
+            rows = tuple(a for a in moving if a not in inside)
+            if rows:
+                yield Rows(f, rows, hard=True)
             passed.append(f)
         elif inside.issuperset(moving):
             yield Freeze(f, op.reason("works over channels that a cut would change", value.name))
@@ -147,4 +163,3 @@ def statistics(
             yield from effects
             passed.append(head)
     return passed
-

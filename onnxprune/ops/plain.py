@@ -55,5 +55,3 @@ def quantize(op: OpView) -> Iterator[Effect]:
             yield from parameter(op, 1, head, axis)
             yield from parameter(op, 2, head, axis)
     op.out(op.x.fields)
-
-

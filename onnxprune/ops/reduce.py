@@ -26,7 +26,8 @@ def reduce(op: OpView) -> Iterator[Effect]:
             op.out(op.x.fields)
             return
         axes = tuple(range(rank))
-    yield from _reduce(op, [axis % rank for axis in axes])
+    mean = op.node.op_type == "ReduceMean"
+    yield from _reduce(op, [axis % rank for axis in axes], mean=mean)
 
 
 @rule("ArgMax", "ArgMin")
@@ -35,8 +36,9 @@ def arg(op: OpView) -> Iterator[Effect]:
     yield from _reduce(op, [op.axis("axis", 0, op.x.rank)])
 
 
-def _reduce(op: OpView, axes: list[int]) -> Iterator[Effect]:
-    passed = yield from statistics(op, op.x, axes)
+def _reduce(op: OpView, axes: list[int], *, mean: bool = False) -> Iterator[Effect]:
+    passed = yield from statistics(op, op.x, axes, mean=mean)
+    passed = [f for f in passed if all(f.shape[axis] == 1 for axis in axes)]
     if not op.node.int("keepdims", 1):
         kept = [axis for axis in range(op.x.rank) if axis not in axes]
         passed = [f.reshape([f.shape[axis] for axis in kept]) for f in passed]

@@ -28,9 +28,13 @@ MacsFunction: TypeAlias = Callable[[OpView], int]
 class Kept(Protocol):
     """What is left of the tensors around a node after a cut."""
 
-    def shape(self, name: str) -> Shape | None: ...
+    def shape(self, name: str) -> Shape | None:
+        """Shape of a tensor after the cut."""
+        ...
 
-    def alive(self, name: str, axis: int) -> BoolArray | None: ...
+    def alive(self, name: str, axis: int) -> BoolArray | None:
+        """Which positions of an axis survive, None where all do."""
+        ...
 
 
 # New values of integer attributes that name a channel count.
@@ -68,7 +72,9 @@ def rule(*names: str, domain: str = "", since: int = 1) -> Callable[[RuleFunctio
     return register
 
 
-def movement(*names: str, domain: str = "", since: int = 1) -> Callable[[MoveFunction], MoveFunction]:
+def movement(
+    *names: str, domain: str = "", since: int = 1
+) -> Callable[[MoveFunction], MoveFunction]:
     """Register the steps of one or several data-movement operators."""
 
     def register(function: MoveFunction) -> MoveFunction:
@@ -102,6 +108,7 @@ def repair(*names: str) -> Callable[[RepairFunction], RepairFunction]:
 
 
 def repair_of(op_type: str) -> RepairFunction | None:
+    """How the attributes of an operator follow a cut."""
     return _REPAIRS.get(op_type)
 
 
@@ -118,7 +125,7 @@ def _summary(function: Callable[..., object]) -> str:
 
 
 def lookup(op_type: str, domain: str, version: int) -> Entry | None:
-    """The newest rule that is not newer than the operator's version; None for an unknown operator."""
+    """The newest rule not newer than the operator's version; None for an unknown operator."""
     found = [e for e in _ENTRIES.get((domain, op_type), []) if e.since <= version or not version]
     if found:
         return found[-1]
@@ -128,6 +135,7 @@ def lookup(op_type: str, domain: str, version: int) -> Entry | None:
 
 
 def macs_of(op_type: str) -> MacsFunction | None:
+    """How to count an operator's multiply-accumulates, None where it has none."""
     return _MACS.get(op_type)
 
 
@@ -161,11 +169,13 @@ def _refers_to_axes(schema: onnx.defs.OpSchema) -> bool:
 
 def _keeps_shape(schema: onnx.defs.OpSchema) -> bool:
     required = {
-        name: {"INT": 1, "FLOAT": 1.0, "INTS": [1], "STRING": ""}.get(attribute.type.name)
+        name: {"INT": 1, "FLOAT": 1.0, "INTS": [1], "STRING": ""}.get(
+            str(attribute.type).rpartition(".")[2]
+        )
         for name, attribute in schema.attributes.items()
         if attribute.required
     }
-    node = helper.make_node(schema.name, ["x"], ["y"], **required)
+    node = helper.make_node(schema.name, ["x"], ["y"], **required)  # type: ignore[arg-type]  # attributes by their own names
     opsets = [helper.make_opsetid("", schema.since_version)]
     for element in (TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT32):
         feed = {"x": helper.make_tensor_type_proto(element, (2, 3, 5, 5))}

@@ -18,8 +18,8 @@ from onnxprune.types import AnyArray, IntArray, Shape
 class Births(Protocol):
     """Where slots of constants come from; the same request always gives the same slots."""
 
-    def grid(self, name: str, view: Shape, axes: tuple[int, ...]) -> IntArray:
-        """Field of a constant seen with dimensions ``view``, one slot for each index on ``axes``."""
+    def grid(self, name: str, view: Shape, axes: tuple[int, ...]) -> IntArray | None:
+        """Field of a constant under ``view`` that varies on ``axes``; None if it is hidden."""
         ...
 
     def classes(self, f: IntArray) -> IntArray:
@@ -55,6 +55,7 @@ class Value:
 
     @property
     def rank(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
     def on(self, axis: int) -> list[IntArray]:
@@ -76,6 +77,7 @@ class OpView:
     env: Environment
     births: Births
     attention: str
+    allow_norm: bool
     version: int
     outputs: dict[int, list[IntArray]] = field(default_factory=dict)
 
@@ -85,15 +87,18 @@ class OpView:
         return self.need(0)
 
     def need(self, position: int) -> Value:
+        """An input that the operator always has."""
         value = self.inputs[position]
         assert value is not None, f"{self.node} lacks input {position}"
         return value
 
     def get(self, position: int) -> Value | None:
+        """An optional input."""
         return self.inputs[position] if position < len(self.inputs) else None
 
     @property
     def present(self) -> list[Value]:
+        """The inputs that are given."""
         return [value for value in self.inputs if value is not None]
 
     def out(self, field_list: Sequence[IntArray], position: int = 0) -> None:
@@ -102,6 +107,7 @@ class OpView:
 
     @property
     def out_shape(self) -> Shape:
+        """Shape of the first output."""
         shape = self.out_shapes[0]
         assert shape is not None
         return shape
@@ -130,10 +136,12 @@ class OpView:
     def freeze_fields(
         self, field_list: Sequence[IntArray], why: str, tensor: str = ""
     ) -> Iterator[Effect]:
+        """Freeze some fields."""
         for f in field_list:
             yield Freeze(f, self.reason(why, tensor))
 
     def reason(self, why: str, tensor: str = "") -> str:
+        """A reason that names this node."""
         where = f" (tensor '{tensor}')" if tensor else ""
         return f"{self.node.op_type} '{self.node.label}' {why}{where}"
 
@@ -154,4 +162,3 @@ def axis_slots(value: Value, axis: int) -> tuple[IntArray | None, list[Effect]]:
         return None, []
     head, effects = collapse(found[0], [a for a in range(value.rank) if a != axis])
     return head.reshape(-1), effects
-

@@ -1,0 +1,314 @@
+"""The recipe: everything that changed the weights, in the original's tensor names.
+
+It is stored in the model it made, and replays on the same model or on a retrained one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxprune.analyse import DependencyGraph
+from onnxprune.errors import RecipeError
+from onnxprune.io import Model, load, serialize
+from onnxprune.rewrite import Copy, Mask, Removed, Surgery, operate
+from onnxprune.select import PruningPlan
+from onnxprune.types import BoolArray, WeightAxis
+
+METADATA_KEY = "onnxprune.recipe"
+_CHUNK = 1 << 24  # bytes hashed at a time
+
+_log = logging.getLogger(__name__)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Options(_Part):
+    """What was asked for, defaults filled in."""
+
+    ratio: float | None = None
+    scope: Literal["local", "global"] = "local"
+    importance: str = "auto"
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: float = 0.9
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    ratio_for: dict[str, float] = {}
+    attention: Literal["heads", "dims"] = "heads"
+    input_shape: dict[str, tuple[int, ...]] = {}
+    restore: Literal["none"] = "none"
+    seed: int = 0
+
+
+class CopyEntry(_Part):
+    """A constant made from a shared one, and the node inputs that read it."""
+
+    of: str
+    uses: tuple[tuple[str, int], ...]
+
+
+class RemovedEntry(_Part):
+    """Positions that went from one axis of one weight; ``at``: the part of it this speaks of."""
+
+    tensor: str
+    axis: int
+    role: Literal["producer", "consumer", "parameter"]
+    indices: tuple[int, ...]
+    at: dict[str, tuple[int, int]] | None = None
+
+
+class MaskEntry(_Part):
+    """A 0/1 mask the masked twin multiplies one input of a node by."""
+
+    node: str
+    input: int
+    shape: tuple[int, ...]
+    zero: tuple[int, ...]
+
+
+class RewrittenEntry(_Part):
+    """A shape constant, attribute or run of nodes that was written anew."""
+
+    tensor: str | None = None
+    node: str | None = None
+    nodes: tuple[str, ...] | None = None
+    attribute: str | None = None
+    input: int | None = None
+    before: Any = Field(None, alias="from")
+    after: Any = Field(None, alias="to")
+
+
+class SparsityEntry(_Part):
+    """A sparsity pattern; the mask is ``weight != 0`` in the saved file."""
+
+    tensor: str
+    axis: int
+    pattern: str
+
+
+class Recipe(_Part):
+    """Everything needed to repeat a run, and to check it with numpy alone."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    version: str
+    input_sha256: str
+    layout_sha256: str = Field(description="Of the names and shapes of the original's constants.")
+    options: Options
+    copies: dict[str, CopyEntry] = {}
+    removed: tuple[RemovedEntry, ...] = ()
+    masks: tuple[MaskEntry, ...] = ()
+    rewritten: tuple[RewrittenEntry, ...] = ()
+    restored: tuple[str, ...] = ()
+    sparsity: tuple[SparsityEntry, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """The recipe as DESIGN §11 writes it."""
+        written: dict[str, object] = self.model_dump(mode="json", by_alias=True)
+        written["removed"] = [entry.model_dump(mode="json", exclude_none=True) for entry in self.removed]
+        written["rewritten"] = [
+            entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            for entry in self.rewritten
+        ]
+        return written
+
+    def compact(self) -> str:
+        """One line, the same for the same recipe."""
+        return json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def readable(self) -> str:
+        """The same with one line for each entry."""
+        return "".join(_lines(self.as_json()))
+
+
+def _lines(written: Mapping[str, object]) -> Iterator[str]:
+    opening = "{\n"
+    for key in sorted(written):
+        value = written[key]
+        yield f"{opening}{json.dumps(key)}: "
+        if isinstance(value, list) and value:
+            entries = (json.dumps(entry, sort_keys=True, ensure_ascii=False) for entry in value)
+            yield "[\n  " + ",\n  ".join(entries) + "\n]"
+        else:
+            yield json.dumps(value, sort_keys=True, ensure_ascii=False)
+        opening = ",\n"
+    yield "\n}\n"
+
+
+# -- making ----------------------------------------------------------------------------------------
+
+
+def build(model: Model, surgery: Surgery, options: Options, version: str) -> Recipe:
+    """The recipe of a surgery.
+
+    Args:
+        model: The original.
+        surgery: From ``operate``.
+        options: What was asked for, with the importance that ``auto`` took.
+        version: Of onnxprune.
+    """
+    return Recipe(
+        version=version,
+        input_sha256=digest(model),
+        layout_sha256=layout(model),
+        options=options,
+        copies={name: _copy(copy) for name, copy in surgery.copies.items()},
+        removed=tuple(map(_removed, surgery.removed)),
+        masks=tuple(map(_mask, surgery.masks)),
+        rewritten=tuple(
+            RewrittenEntry.model_validate({**change.what, "from": change.before, "to": change.after})
+            for change in surgery.changes
+        ),
+    )
+
+
+def _copy(copy: Copy) -> CopyEntry:
+    return CopyEntry(of=copy.of, uses=copy.uses)
+
+
+def _removed(removed: Removed) -> RemovedEntry:
+    at = None if removed.at is None else {str(removed.at[0]): (removed.at[1], removed.at[2])}
+    return RemovedEntry(
+        tensor=removed.tensor, axis=removed.axis, role=removed.role, indices=removed.indices, at=at
+    )  # fmt: skip
+
+
+def _mask(mask: Mask) -> MaskEntry:
+    return MaskEntry(node=mask.node, input=mask.input, shape=mask.shape, zero=mask.zero)
+
+
+def digest(model: Model) -> str:
+    """SHA-256 of the file, its external data after it; of a model in memory, of its bytes."""
+    found = hashlib.sha256()
+    if not model.sources:
+        found.update(serialize(model))
+    for source in model.sources:
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+    return found.hexdigest()
+
+
+def layout(model: Model) -> str:
+    """SHA-256 of names and shapes of all top-level constants: equal after retraining."""
+    named = sorted((name, weight.shape) for name, weight in model.weights().items())
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def embed(model: Model, recipe: Recipe) -> Model:
+    """The model with the recipe in its metadata, in place of any that was there."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)  # large weights are deferred: nothing heavy is copied
+    for entry in proto.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = recipe.compact()
+            break
+    else:
+        proto.metadata_props.add(key=METADATA_KEY, value=recipe.compact())
+    return replace(model, proto=proto)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read(source: Path | str | Model) -> Recipe:
+    """The recipe in a JSON file or in a model that onnxprune made.
+
+    Raises:
+        RecipeError: There is none, or it is of another version.
+    """
+    if isinstance(source, Model):
+        return _parse(_metadata(source, "the model"), "the model")
+    path = Path(source)
+    try:
+        text = path.read_text("utf-8") if path.suffix == ".json" else _metadata(load(path), str(path))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"'{path}' is no recipe: it is not text") from error
+    return _parse(text, str(path))
+
+
+def _metadata(model: Model, name: str) -> str:
+    for entry in model.proto.metadata_props:
+        if entry.key == METADATA_KEY:
+            return str(entry.value)
+    raise RecipeError(f"'{name}' carries no recipe", hint="give a model that onnxprune made, or .json")
+
+
+def _parse(text: str, name: str) -> Recipe:
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RecipeError(
+            f"'{name}' is no recipe of this version: {where}: {first['msg']}"
+        ) from error
+
+
+def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
+    """The plan that cuts what a recipe says.
+
+    Args:
+        graph: Analysis of the same model, or of one that differs in nothing but weight values.
+        recipe: What to repeat.
+
+    Raises:
+        RecipeError: The recipe was made for another model.
+    """
+    model = graph.graph.model
+    if layout(model) != recipe.layout_sha256:
+        raise RecipeError(
+            "the recipe was made for a model with other weight names or shapes",
+            hint="give the model it was made for, or a retrained one",
+        )
+    entries: dict[str, list[RemovedEntry]] = {}
+    for entry in recipe.removed:
+        if entry.role == "producer":
+            entries.setdefault(entry.tensor, []).append(entry)
+    keep, why = {}, {}
+    for group in graph.prunable:
+        gone = np.zeros(group.size, np.bool_)
+        for axis in group.producers:
+            for positions in _positions(axis, entries.get(axis.tensor, ())):
+                gone[axis.unit[positions]] = True
+        keep[group.id] = np.flatnonzero(~gone)
+        why[group.id] = f"{int(gone.sum())} of {group.size} removed by the recipe"
+    plan = PruningPlan(graph, keep, why)
+    if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
+        raise RecipeError("the recipe does not fit this model: other channels would go")
+    if digest(model) != recipe.input_sha256:
+        _log.warning("the recipe was made for another file: same names and shapes, other values")
+    return plan
+
+
+def _positions(axis: WeightAxis, entries: Iterable[RemovedEntry]) -> Iterator[BoolArray]:
+    """Which of an axis's positions each entry takes, shape (members,)."""
+    shape = tuple(axis.view[a] for a in axis.axes)
+    split = axis.axes[-1] - axis.axis  # 1 where the view splits the tensor's first axis in two
+    for entry in entries:
+        if entry.axis + split not in axis.axes:
+            continue
+        cut = axis.axes.index(entry.axis + split)
+        gone = np.zeros(shape, np.bool_)
+        if entry.at is None:
+            lines = np.moveaxis(gone, cut, 0)
+            lines[[index for index in entry.indices if index < shape[cut]]] = True
+        else:
+            ((row_axis, (start, _)),) = entry.at.items()
+            row_of = 0 if split else axis.axes.index(int(row_axis))
+            row = np.moveaxis(gone, row_of, 0)[start // axis.view[1] if split else start]
+            row.flat[[index for index in entry.indices if index < row.size]] = True
+        yield gone.reshape(-1)[axis.index]

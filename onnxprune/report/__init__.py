@@ -1,0 +1,1 @@
+"""Reports: one frozen ``Report``, printed as tables or as JSON."""

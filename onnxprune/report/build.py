@@ -1,0 +1,173 @@
+"""Put a report together from what the arrows of the pipeline gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxprune.analyse import DependencyGraph
+from onnxprune.cost import stats, stats_after
+from onnxprune.io import Model
+from onnxprune.report.clock import peak_memory
+from onnxprune.report.model import (
+    DriftJson,
+    GroupJson,
+    ReportJson,
+    StatsJson,
+    TwinJson,
+    VerifyJson,
+)
+from onnxprune.select import PruningPlan
+from onnxprune.types import (
+    ChannelGroup,
+    Drift,
+    GroupReport,
+    IntArray,
+    ModelStats,
+    Report,
+    TwinResult,
+    Verdict,
+)
+
+NOT_VERIFIED = Verdict("none", "not asked for", None, {}, "")
+
+
+def report(
+    model: Model, pruned: Model, plan: PruningPlan, verdict: Verdict = NOT_VERIFIED
+) -> Report:
+    """What a plan did to a model.
+
+    Args:
+        model: The original the plan was made for.
+        pruned: What ``rewrite`` made of it.
+        plan: From ``select``.
+        verdict: From ``verify``.
+    """
+    return Report(
+        verb="shrink",
+        input_path=str(model.path or ""),
+        before=stats(plan.graph),
+        output_path=None,
+        after=stats_after(plan.graph, pruned, plan.keep),
+        importance="",
+        importance_why="",
+        exact=plan.graph.exact(plan.keep),
+        groups=group_reports(plan.graph, plan.keep, plan.why),
+        verdict=verdict,
+        stand_ins=plan.graph.stand_ins,
+        seconds={},
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+def group_reports(
+    graph: DependencyGraph,
+    keep: Mapping[int, IntArray] | None = None,
+    why: Mapping[int, str] | None = None,
+) -> tuple[GroupReport, ...]:
+    """Every group as reports show it; without ``keep`` nothing went."""
+    return tuple(
+        _group(group, (keep or {}).get(group.id), (why or {}).get(group.id, ""))
+        for group in graph.groups
+    )
+
+
+def _group(group: ChannelGroup, kept: IntArray | None, why: str) -> GroupReport:
+    size = group.width
+    if kept is None:
+        left = size
+    elif group.producers:
+        left = int(np.isin(group.producers[0].unit, kept).sum())
+    else:
+        left = int(kept.size)
+    return GroupReport(
+        id=group.id,
+        size=size,
+        kept=left,
+        unit=group.unit,
+        producers=_names(axis.tensor for axis in group.producers),
+        consumers=_names(axis.tensor for axis in group.consumers),
+        frozen=group.frozen,
+        why=why,
+    )
+
+
+def _names(names: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))  # type: ignore[call-overload,no-any-return]
+
+
+def as_json(report: Report) -> dict[str, object]:
+    """The report as one JSON object (DESIGN §11); NaN and infinities become null."""
+    verdict = report.verdict
+    found = ReportJson(
+        verb=report.verb,  # type: ignore[arg-type]  # pydantic checks it
+        input=_stats(report.before, report.input_path or None),
+        output=None if report.after is None else _stats(report.after, report.output_path),
+        importance=report.importance or None,
+        importance_why=report.importance_why,
+        exact=report.exact,
+        groups=[_group_json(group) for group in report.groups],
+        verify=VerifyJson(
+            status=verdict.status,  # type: ignore[arg-type]  # pydantic checks it
+            reason=verdict.reason,
+            twin=None if verdict.twin is None else _twin(verdict.twin),
+            drift={name: _drift(one) for name, one in verdict.drift.items()},
+            inputs=verdict.inputs,
+            notes=list(verdict.notes),
+        ),
+        stand_ins={name: list(shape) for name, shape in report.stand_ins.items()},
+        seconds={stage: round(spent, 4) for stage, spent in report.seconds.items()},
+        peak_memory_bytes=report.peak_memory_bytes,
+        warnings=list(report.warnings),
+    )
+    return found.model_dump(mode="json", by_alias=True)
+
+
+def _stats(stats: ModelStats, path: str | None) -> StatsJson:
+    return StatsJson(
+        path=path,
+        params=stats.params,
+        macs=stats.macs,
+        bytes=stats.bytes,
+        channels=stats.channels,
+    )
+
+
+def _group_json(group: GroupReport) -> GroupJson:
+    return GroupJson(
+        id=group.id,
+        name=group.producers[0] if group.producers else f"group {group.id}",
+        size=group.size,
+        kept=group.kept,
+        unit=group.unit,  # type: ignore[arg-type]  # pydantic checks it
+        producers=list(group.producers),
+        consumers=list(group.consumers),
+        frozen=group.frozen,
+        why=group.why,
+    )
+
+
+def _twin(twin: TwinResult) -> TwinJson:
+    return TwinJson(
+        passed=twin.passed,
+        max_abs=_finite(twin.max_abs),
+        max_rel=_finite(twin.max_rel),
+        tolerance=_finite(twin.tolerance),
+        output=twin.output,
+    )
+
+
+def _drift(drift: Drift) -> DriftJson:
+    return DriftJson(
+        cosine=_finite(drift.cosine),
+        snr_db=_finite(drift.snr_db),
+        rel_l2=_finite(drift.rel_l2),
+        max_abs=_finite(drift.max_abs),
+        top1=_finite(drift.top1),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

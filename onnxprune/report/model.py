@@ -1,0 +1,84 @@
+"""The shape of ``--json``: pydantic models, from which the JSON Schema is made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class StatsJson(_Part):
+    """Cost of one model; ``path`` is null for a model that is in no file."""
+
+    path: str | None
+    params: int
+    macs: int
+    bytes: int
+    channels: int
+
+
+class GroupJson(_Part):
+    """A channel group; ``size`` and ``kept`` count along the producers' axis."""
+
+    id: int
+    name: str
+    size: int
+    kept: int
+    unit: Literal["channel", "head", "group", "pair"]
+    producers: list[str]
+    consumers: list[str]
+    frozen: str | None
+    why: str
+
+
+class TwinJson(_Part):
+    """The pruned model against the masked twin."""
+
+    passed: bool
+    max_abs: float | None
+    max_rel: float | None
+    tolerance: float | None
+    output: str
+
+
+class DriftJson(_Part):
+    """One output of the pruned model against the original's; null where there is no figure."""
+
+    cosine: float | None
+    snr_db: float | None
+    rel_l2: float | None
+    max_abs: float | None
+    top1: float | None
+
+
+class VerifyJson(_Part):
+    """What verification found, and on which inputs."""
+
+    status: Literal["passed", "failed", "not_run", "none"]
+    reason: str
+    twin: TwinJson | None
+    drift: dict[str, DriftJson]
+    inputs: str
+    notes: list[str]
+
+
+class ReportJson(_Part):
+    """What a verb has to say."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    verb: Literal["inspect", "shrink", "compare"]
+    input: StatsJson
+    output: StatsJson | None
+    importance: str | None
+    importance_why: str
+    exact: bool | None
+    groups: list[GroupJson]
+    verify: VerifyJson
+    stand_ins: dict[str, list[int]]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    warnings: list[str]
