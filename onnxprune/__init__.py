@@ -18,11 +18,11 @@ from onnxprune import errors as errors
 from onnxprune.errors import OnnxPruneError as OnnxPruneError
 
 if TYPE_CHECKING:
-    from onnxprune.analyse import DependencyGraph as DependencyGraph
     from onnxprune.analyse import analyse as analyse
     from onnxprune.data import Data as Data
     from onnxprune.data import load_data as load_data
     from onnxprune.data import random_data as random_data
+    from onnxprune.groups import DependencyGraph as DependencyGraph
     from onnxprune.io import Model as Model
     from onnxprune.io import load as load
     from onnxprune.io import save as save
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import inspect as inspect
     from onnxprune.pipeline import shrink as shrink
     from onnxprune.report.build import report as report
-    from onnxprune.rewrite import masked_twin as masked_twin
     from onnxprune.rewrite import rewrite as rewrite
     from onnxprune.score import Importance as Importance
     from onnxprune.score import score as score
     from onnxprune.select import PruningPlan as PruningPlan
     from onnxprune.select import select as select
+    from onnxprune.twin import masked_twin as masked_twin
     from onnxprune.types import Limits as Limits
     from onnxprune.types import Report as Report
     from onnxprune.types import Verdict as Verdict
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "DependencyGraph": "analyse",
+    "DependencyGraph": "groups",
     "analyse": "analyse",
     "Data": "data",
     "load_data": "data",
@@ -56,7 +56,7 @@ _HOME = {
     "inspect": "pipeline",
     "shrink": "pipeline",
     "report": "report.build",
-    "masked_twin": "rewrite",
+    "masked_twin": "twin",
     "rewrite": "rewrite",
     "Importance": "score",
     "score": "score",

@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-accumulates, bytes, channels; per layer and in total.
 
-A multiply-accumulate is one use of a weight; bias, BatchNormalization and activations count nothing.
+A multiply-accumulate is one use of a weight; bias, BatchNormalization and activations count none.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 
 from onnxprune import validate
-from onnxprune.analyse import DependencyGraph
 from onnxprune.graph import Graph, Node, captured_names
+from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.ops.registry import macs_of
 from onnxprune.prepare import prepare
@@ -33,9 +33,7 @@ def stats(graph: DependencyGraph) -> ModelStats:
     return _stats(model, graph.graph, graph.envs[0], channels(graph))
 
 
-def stats_after(
-    graph: DependencyGraph, model: Model, keep: Mapping[int, IntArray]
-) -> ModelStats:
+def stats_after(graph: DependencyGraph, model: Model, keep: Mapping[int, IntArray]) -> ModelStats:
     """Cost of a rewritten model.
 
     Args:
@@ -80,7 +78,7 @@ def channels(graph: DependencyGraph, keep: Mapping[int, IntArray] | None = None)
 
 def stored_bytes(model: Model) -> int:
     """About what ``save`` will write; the few bytes that frame each tensor are not counted."""
-    return model.proto.ByteSize() + sum(weight.nbytes for weight in model.deferred.values())
+    return int(model.proto.ByteSize()) + sum(weight.nbytes for weight in model.deferred.values())
 
 
 # -- parameters ------------------------------------------------------------------------------------
@@ -160,18 +158,16 @@ def _layers(graph: Graph, env: Environment) -> Iterator[LayerStats]:
 
 
 def _parameters_of(graph: Graph, node: Node) -> Iterator[int]:
+    """Sizes of the constants a node reads, also through nodes that only present them."""
     statistics = _RUNNING_STATISTICS if node.op_type == "BatchNormalization" else ()
     for position, name in enumerate(node.inputs):
         if position in statistics or name not in graph.derived:
             continue
-        dequantized = False
-        while name not in graph.constants:
-            source = graph.producer[name]
-            dequantized = source.op_type == "DequantizeLinear"
-            name = source.inputs[0] if source.inputs else ""
-            if name not in graph.derived:
-                break
-        constant = graph.constants.get(name)
+        leaf, dequantized = name, False
+        while leaf in graph.derived and leaf not in graph.constants:
+            source = graph.producer[leaf]
+            leaf, dequantized = source.inputs[0], source.op_type == "DequantizeLinear"
+        constant = graph.constants.get(leaf)
         if constant is not None and _is_parameter(constant.weight.data_type, dequantized):
             yield constant.weight.size
 

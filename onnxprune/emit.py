@@ -14,6 +14,7 @@ from onnxprune.io import LARGE, Model, Weight
 from onnxprune.types import AnyArray, Shape
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
+_FIRST_OPSET_WITH_ANY_CONSTANT = 9  # before, a Constant node held floats only
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Emitter:
         old_ir = self.graph.model.proto.ir_version < _FIRST_IR_WITH_PRIVATE_INITIALIZERS
         if old_ir:
             for name, array in self._new.items():
-                yield _constant_node(name, numpy_helper.from_array(array, name))
+                yield from self._new_constant_nodes(name, numpy_helper.from_array(array, name))
             for origin, names in copies.items():
                 if not self.graph.constants[origin].in_node:
                     yield from self._constant_nodes(names, deferred)
@@ -163,12 +164,23 @@ class Emitter:
         self, names: Sequence[str], deferred: dict[str, Weight]
     ) -> Iterator[onnx.NodeProto]:
         for name in names:
-            node = _constant_node(name, self._tensor(name, deferred))
-            stored = self._stored.get(name)
-            if stored is not None:  # the same node with another value
-                node.name, node.doc_string = stored.name, stored.doc_string
-                node.metadata_props.extend(stored.metadata_props)
+            stored, tensor = self._stored.get(name), self._tensor(name, deferred)
+            if stored is None:
+                yield from self._new_constant_nodes(name, tensor)
+                continue
+            node = _constant_node(name, tensor)  # the same node with another value
+            node.name, node.doc_string = stored.name, stored.doc_string
+            node.metadata_props.extend(stored.metadata_props)
             yield node
+
+    def _new_constant_nodes(self, name: str, tensor: onnx.TensorProto) -> Iterator[onnx.NodeProto]:
+        if self.graph.opsets.get("", 0) >= _FIRST_OPSET_WITH_ANY_CONSTANT or _is_float(tensor):
+            yield _constant_node(name, tensor)
+            return
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        held = self.fresh(f"{name}_float")
+        yield _constant_node(held, numpy_helper.from_array(values, held))
+        yield helper.make_node("Cast", [held], [name], name=f"{name}_cast", to=tensor.data_type)
 
     def _tensor(self, name: str, deferred: dict[str, Weight]) -> onnx.TensorProto:
         """The constant as a message: with its data where that is small, else to be read later."""
@@ -199,7 +211,7 @@ class Emitter:
         used: set[str],
     ) -> None:
         graph = self.graph.model.proto.graph
-        ended = self._ended()
+        ended, inputs = self._ended(), {value.name for value in graph.input}
         old_ir = self.graph.model.proto.ir_version < _FIRST_IR_WITH_PRIVATE_INITIALIZERS
         copies: dict[str, list[str]] = {}
         for name, constant in self.graph.constants.items():
@@ -207,7 +219,8 @@ class Emitter:
                 copies.setdefault(constant.origin, []).append(name)
         sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         for tensor in graph.initializer:
-            if tensor.name in used or tensor.name not in ended:
+            # Before IR 4 an initializer is the default of an input, which stays.
+            if tensor.name in used or tensor.name not in ended or tensor.name in inputs:
                 self._initializer(tensor.name, target, deferred, tensor.doc_string)
             for copy in [] if old_ir else copies.get(tensor.name, []):
                 self._initializer(copy, target, deferred, tensor.doc_string)
@@ -279,6 +292,11 @@ def _copy_interface(old: onnx.GraphProto, target: onnx.GraphProto) -> None:
     target.output.extend(old.output)
     target.quantization_annotation.extend(old.quantization_annotation)
     target.metadata_props.extend(old.metadata_props)
+
+
+def _is_float(tensor: onnx.TensorProto) -> bool:
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    return tensor.data_type in kinds
 
 
 def _constant_node(name: str, tensor: onnx.TensorProto) -> onnx.NodeProto:

@@ -111,22 +111,35 @@ def take(field: NDArray[Scalar], axis: int, indices: IntArray) -> NDArray[Scalar
     return np.take(field, indices, axis=axis)
 
 
-def rectangular(dead: BoolArray) -> bool:
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Which elements of a tensor go, by one independent cut.
+
+    Attributes:
+        mask: The tensor's rank, size 1 along axes it does not vary on.
+        cut: The axis along which rows shrink, each losing its own; None where whole slices go, or
+            where counts decide.
+    """
+
+    mask: BoolArray
+    cut: int | None = None
+
+
+def rectangular(dead: Dead) -> bool:
     """Whether the survivors form a box: whole slices dropped, then equal counts along one axis."""
     try:
-        survivors_shape(dead.shape, [dead])
+        survivors_shape(dead.mask.shape, [dead])
     except ValueError:
         return False
     return True
 
 
-def compact(array: NDArray[Scalar], *dead: BoolArray) -> NDArray[Scalar]:
+def compact(array: NDArray[Scalar], *dead: Dead) -> NDArray[Scalar]:
     """Remove the dead elements of an array, survivors in their order.
 
     Args:
         array: Any array.
-        dead: Which elements go, one mask for each independent cut; each of the array's rank, size 1
-            along axes it does not vary on.
+        dead: Which elements go, one for each independent cut.
 
     Returns:
         The smaller array: slices in which everything is dead are dropped along every axis, then
@@ -140,7 +153,7 @@ def compact(array: NDArray[Scalar], *dead: BoolArray) -> NDArray[Scalar]:
     return array
 
 
-def survivors_shape(shape: Shape, dead: Sequence[BoolArray]) -> Shape:
+def survivors_shape(shape: Shape, dead: Sequence[Dead]) -> Shape:
     """Shape of a tensor after its dead elements went; ``compact`` without an array.
 
     Raises:
@@ -152,7 +165,7 @@ def survivors_shape(shape: Shape, dead: Sequence[BoolArray]) -> Shape:
     return tuple(result)
 
 
-def alive_along(dead: Sequence[BoolArray], axis: int) -> BoolArray | None:
+def alive_along(dead: Sequence[Dead], axis: int) -> BoolArray | None:
     """Which positions of an axis survive, None where the axis keeps its extent.
 
     Where rows keep different positions the first row speaks for all.
@@ -161,7 +174,7 @@ def alive_along(dead: Sequence[BoolArray], axis: int) -> BoolArray | None:
         ValueError: The survivors do not form a box.
     """
     kept: IntArray | None = None
-    extent = max(mask.shape[axis] for mask in dead) if dead else 1
+    extent = max(d.mask.shape[axis] for d in dead) if dead else 1
     for cut in _cuts(dead):
         if cut.axis == axis:
             line = np.moveaxis(cut.indices, axis, -1) if cut.indices.ndim > 1 else cut.indices
@@ -202,11 +215,11 @@ class _Cut:
         )
 
 
-def _cuts(dead: Sequence[BoolArray]) -> Iterator[_Cut]:
+def _cuts(dead: Sequence[Dead]) -> Iterator[_Cut]:
     """The cuts that remove all dead elements, in the order in which to make them."""
-    masks = list(dead)
-    for number in range(len(masks)):
-        for axis in varying(masks[number]):
+    masks = [d.mask for d in dead]
+    for number, one in enumerate(dead):
+        for axis in varying(masks[number]) if one.cut is None else ():
             others = tuple(a for a in range(masks[number].ndim) if a != axis)
             gone = masks[number].all(axis=others)
             if gone.any():
@@ -214,16 +227,18 @@ def _cuts(dead: Sequence[BoolArray]) -> Iterator[_Cut]:
                 yield cut
                 masks = [cut(mask) for mask in masks]
         mask = masks[number]
-        if not mask.any():
-            continue
-        for axis in reversed(varying(mask)):
-            counts = (~mask).sum(axis=axis)
-            if (counts == counts.flat[0]).all():
-                # A stable sort puts the survivors of each row first, in their original order.
-                order = np.argsort(mask, axis=axis, kind="stable")
-                cut = _Cut(axis, np.take(order, np.arange(int(counts.flat[0])), axis=axis))
-                yield cut
-                masks = [cut(other) for other in masks]
-                break
-        else:
-            raise ValueError("survivors do not form a box")
+        if mask.any():
+            cut = _row_cut(mask, reversed(varying(mask)) if one.cut is None else (one.cut,))
+            yield cut
+            masks = [cut(other) for other in masks]
+
+
+def _row_cut(mask: BoolArray, axes: Iterable[int]) -> _Cut:
+    """Along the first of ``axes`` where every row keeps as many, its survivors in order."""
+    for axis in axes:
+        counts = (~mask).sum(axis=axis)
+        if (counts == counts.flat[0]).all():
+            # A stable sort puts the survivors of each row first, in their original order.
+            order = np.argsort(mask, axis=axis, kind="stable")
+            return _Cut(axis, np.take(order, np.arange(int(counts.flat[0])), axis=axis))
+    raise ValueError("survivors do not form a box")

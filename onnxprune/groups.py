@@ -15,7 +15,7 @@ from onnxprune.graph import Graph, Node
 from onnxprune.rows import Signature, cut_axis, hashes, matrix
 from onnxprune.shapes import Environment
 from onnxprune.slots import content
-from onnxprune.survivors import Dead
+from onnxprune.survivors import DeadSlots
 from onnxprune.trace import Trace, Tracer
 from onnxprune.types import (
     BalanceSet,
@@ -66,7 +66,7 @@ class DependencyGraph:
         """Input shapes that costs are counted at."""
         return self.envs[0].inputs
 
-    def dead(self, keep: Mapping[int, IntArray]) -> Dead:
+    def dead(self, keep: Mapping[int, IntArray]) -> DeadSlots:
         """What goes when each group keeps the units ``keep[group.id]``."""
         table = self.tracer.table
         dead = np.zeros(table.size, np.bool_)
@@ -76,7 +76,7 @@ class DependencyGraph:
                 gone[keep[group.id]] = False
                 dead[group.classes[gone]] = True
         # A slot that only an earlier pass tied says nothing about the weight it belongs to.
-        return Dead(dead[table.labels] & self.tracer.effective, dead)
+        return DeadSlots(dead[table.labels] & self.tracer.effective, dead)
 
     def exact(self, keep: Mapping[int, IntArray]) -> bool:
         """Whether a cut changes no normalisation's statistics, so that a twin can prove it."""
@@ -119,11 +119,13 @@ def constraints(tracer: Tracer) -> list[Constraint]:
         signature = tracer.signature(position)
         soft: dict[bytes, set[int]] = {}
         decided: set[bytes] = set()
+        cuts: dict[bytes, int] = {}
         for rule in trace.rows:
             classes = tracer.table.classes(rule.classes)
             key = content(classes)
             if rule.hard:
                 decided.add(key)
+                _note_cut(cuts, classes, rule.axes)
                 result.setdefault(key + b"|", Constraint(matrix(-classes, rule.axes)))
             else:
                 soft.setdefault(key, set()).update(rule.axes)
@@ -131,8 +133,18 @@ def constraints(tracer: Tracer) -> list[Constraint]:
             if key not in decided:
                 cut = cut_axis(grid, signature, soft.get(key, ()))
                 rows = tuple(axis for axis in fields.varying(grid) if axis != cut)
+                _note_cut(cuts, grid, rows)
                 result.setdefault(key, Constraint(matrix(-grid, rows)))
+        trace.cuts, trace.classes = cuts, tracer.table.resolved
     return list(result.values())
+
+
+def _note_cut(cuts: dict[bytes, int], classes: IntArray, rows: Sequence[int]) -> None:
+    """Remember along which axis a grid is cut, if its rows leave just one."""
+    moving = fields.varying(classes)
+    open_axes = [position for position, axis in enumerate(moving) if axis not in rows]
+    if len(moving) > 1 and len(open_axes) == 1:
+        cuts.setdefault(content(classes), open_axes[0])
 
 
 def _all_grids(trace: Trace, tracer: Tracer) -> Mapping[bytes, IntArray]:

@@ -132,12 +132,13 @@ def as_slice(start: int, stop: int, step: int) -> slice:
     return slice(start, stop if step > 0 or stop > -(1 << 31) else None, step)
 
 
-def renumber(indices: IntArray, alive: BoolArray) -> IntArray:
+def renumber(indices: IntArray, alive: BoolArray, cut: int | None = None) -> IntArray:
     """Indices into the survivors of an axis, for those of ``indices`` that survive.
 
     Args:
         indices: Positions along the original axis, any rank.
         alive: Which positions survive, shape (extent,).
+        cut: Axis of a table of indices that shrinks.
     """
     position = np.cumsum(alive) - 1
     if indices.ndim == 0:
@@ -145,44 +146,48 @@ def renumber(indices: IntArray, alive: BoolArray) -> IntArray:
     if indices.ndim == 1:
         return position[indices[alive[indices]]]
     # A table of indices must stay a box: drop its dead slices as any tensor does.
-    return fields.compact(position[indices], ~alive[indices])
+    return fields.compact(position[indices], fields.Dead(~alive[indices], cut))
 
 
 def survives(
     steps: Sequence[Step],
     new_steps: Sequence[Step],
-    dead: BoolArray,
-    source: Shape,
-    new_source: Shape,
+    dead: fields.Dead,
+    shapes: tuple[Shape, Shape],
+    cut: int | None = None,
 ) -> bool:
     """Whether the movement, executed on the survivors, gives just the survivors of its output.
 
     Args:
         steps: The movement at the original shapes.
         new_steps: The same at the shapes after the cut; its Take steps are renumbered here.
-        dead: Which elements of the source go, one field: size 1 where it does not vary.
-        source: Original shape.
-        new_source: Shape after the cut.
+        dead: Which elements of the source go, by one field.
+        shapes: Shape of the source before and after the cut.
+        cut: Axis of the output along which rows shrink, where that is settled.
     """
-    ids = np.arange(dead.size, dtype=np.int64).reshape(dead.shape)
+    mask = dead.mask
+    ids = np.arange(mask.size, dtype=np.int64).reshape(mask.shape)
+    shape, new_shape = shapes
+    last = len(steps) - 1
     try:
         small = fields.compact(ids, dead)
-        shape, new_shape = source, new_source
-        for step, new_step in zip(steps, new_steps, strict=True):
+        for number, (step, new_step) in enumerate(zip(steps, new_steps, strict=True)):
             if isinstance(step, Take):
-                after: Step = Take(step.axis, _renumbered(step, dead))
-            else:
-                after = new_step
-            ids, dead = apply(step, ids, shape), apply(step, dead, shape)
-            small = apply(after, small, new_shape)
-            shape, new_shape = shape_after(step, shape), shape_after(after, new_shape)
-        expected = fields.compact(ids, dead)
+                alive = fields.alive_along([dead if number == 0 else fields.Dead(mask)], step.axis)
+                table = None if cut is None or number < last else cut - step.axis
+                new_step = _renumbered(step, alive, table)
+            ids, mask = apply(step, ids, shape), apply(step, mask, shape)
+            small = apply(new_step, small, new_shape)
+            shape, new_shape = shape_after(step, shape), shape_after(new_step, new_shape)
+        expected = fields.compact(ids, fields.Dead(mask, cut))
         # An axis of which one entry survives has size 1 now: it no longer varies.
         return bool((expected == np.broadcast_to(small, expected.shape)).all())
     except (ValueError, IndexError):
         return False
 
 
-def _renumbered(step: Take, dead: BoolArray) -> IntArray:
-    alive = fields.alive_along([dead], step.axis)
-    return step.indices if alive is None else renumber(step.indices, alive)
+def _renumbered(step: Take, alive: BoolArray | None, table: int | None) -> Take:
+    if alive is None:
+        return step
+    inside = table if table is not None and 0 <= table < step.indices.ndim else None
+    return Take(step.axis, renumber(step.indices, alive, inside))

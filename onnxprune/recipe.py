@@ -17,10 +17,11 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxprune.analyse import DependencyGraph
 from onnxprune.errors import RecipeError
+from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load, serialize
-from onnxprune.rewrite import Copy, Mask, Removed, Surgery, operate
+from onnxprune.record import Copy, Mask, Removed
+from onnxprune.rewrite import Surgery, operate
 from onnxprune.select import PruningPlan
 from onnxprune.types import BoolArray, WeightAxis
 
@@ -116,7 +117,9 @@ class Recipe(_Part):
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
         written: dict[str, object] = self.model_dump(mode="json", by_alias=True)
-        written["removed"] = [entry.model_dump(mode="json", exclude_none=True) for entry in self.removed]
+        written["removed"] = [
+            entry.model_dump(mode="json", exclude_none=True) for entry in self.removed
+        ]
         written["rewritten"] = [
             entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
             for entry in self.rewritten
@@ -159,6 +162,7 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         version: Of onnxprune.
     """
     return Recipe(
+        schema=1,
         version=version,
         input_sha256=digest(model),
         layout_sha256=layout(model),
@@ -167,7 +171,9 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         removed=tuple(map(_removed, surgery.removed)),
         masks=tuple(map(_mask, surgery.masks)),
         rewritten=tuple(
-            RewrittenEntry.model_validate({**change.what, "from": change.before, "to": change.after})
+            RewrittenEntry.model_validate(
+                {**change.what, "from": change.before, "to": change.after}
+            )
             for change in surgery.changes
         ),
     )
@@ -180,8 +186,12 @@ def _copy(copy: Copy) -> CopyEntry:
 def _removed(removed: Removed) -> RemovedEntry:
     at = None if removed.at is None else {str(removed.at[0]): (removed.at[1], removed.at[2])}
     return RemovedEntry(
-        tensor=removed.tensor, axis=removed.axis, role=removed.role, indices=removed.indices, at=at
-    )  # fmt: skip
+        tensor=removed.tensor,
+        axis=removed.axis,
+        role=removed.role,  # type: ignore[arg-type]  # pydantic checks it
+        indices=removed.indices,
+        at=at,
+    )
 
 
 def _mask(mask: Mask) -> MaskEntry:
@@ -232,7 +242,9 @@ def read(source: Path | str | Model) -> Recipe:
         return _parse(_metadata(source, "the model"), "the model")
     path = Path(source)
     try:
-        text = path.read_text("utf-8") if path.suffix == ".json" else _metadata(load(path), str(path))
+        text = (
+            path.read_text("utf-8") if path.suffix == ".json" else _metadata(load(path), str(path))
+        )
     except OSError as error:
         raise RecipeError(f"cannot read recipe '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -244,7 +256,9 @@ def _metadata(model: Model, name: str) -> str:
     for entry in model.proto.metadata_props:
         if entry.key == METADATA_KEY:
             return str(entry.value)
-    raise RecipeError(f"'{name}' carries no recipe", hint="give a model that onnxprune made, or .json")
+    raise RecipeError(
+        f"'{name}' carries no recipe", hint="give a model that onnxprune made, or .json"
+    )
 
 
 def _parse(text: str, name: str) -> Recipe:

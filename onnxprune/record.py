@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune import fields
 from onnxprune.groups import DependencyGraph
 from onnxprune.slots import Birth
-from onnxprune.survivors import Dead
+from onnxprune.survivors import DeadSlots
 from onnxprune.types import AnyArray, BoolArray, Shape
 
 
@@ -56,7 +56,7 @@ class Change:
 
 
 def dead_births(
-    dependency: DependencyGraph, dead: Dead
+    dependency: DependencyGraph, dead: DeadSlots
 ) -> Iterator[tuple[str, list[tuple[Birth, BoolArray]]]]:
     """Constants of which something goes, with the births that say what."""
     by_leaf: dict[str, list[tuple[Birth, BoolArray]]] = {}

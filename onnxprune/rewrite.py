@@ -20,6 +20,7 @@ from onnxprune.selections import SelectionWriter
 from onnxprune.shapefix import repairs
 from onnxprune.slots import Birth
 from onnxprune.survivors import Survivors
+from onnxprune.trace import PRESERVING
 from onnxprune.twin import masked_twin, twin_masks
 from onnxprune.types import BoolArray, Shape
 
@@ -106,7 +107,7 @@ class _Surgeon:
     def _cut_constant(self, name: str, births: Sequence[tuple[Birth, BoolArray]]) -> None:
         shape = self.graph.constants[name].weight.shape
         view = max((birth.view for birth, _ in births), key=len)
-        masks = [_in_view(mask, birth.view, view, shape) for birth, mask in births]
+        masks = [self._in_view(birth, mask, view) for birth, mask in births]
         left = fields.survivors_shape(view, masks)
         extra = len(view) - len(shape)
         new_shape = (int(np.prod(left[: extra + 1])), *left[extra + 1 :]) if shape else ()
@@ -118,6 +119,16 @@ class _Surgeon:
             lambda array: fields.compact(array.reshape(view), *masks).reshape(new_shape),
             digest.digest(),
         )
+
+    def _in_view(self, birth: Birth, mask: BoolArray, view: Shape) -> fields.Dead:
+        """What dies by one birth, under a view that may split the constant's first axis."""
+        cut = self.first.trace.cut_axis(birth.field)
+        if len(birth.view) == len(view):
+            return fields.Dead(mask, cut)
+        shape = (1, 1) if mask.shape[0] == 1 else view[:2]
+        # Rows of the split axis shrink on their own: equal counts in each group.
+        inner = 1 if mask.shape[0] > 1 and cut is None else None
+        return fields.Dead(mask.reshape(*shape, *mask.shape[1:]), inner)
 
     def _repair_attributes(self) -> None:
         for node in self.graph.nodes:
@@ -133,8 +144,14 @@ class _Surgeon:
 
     def _dims(self) -> None:
         """New extents of every tensor that was cut, for value_info."""
+        shown: dict[str, Shape] = {n: edit.shape for n, edit in self.emitter.constants.items()}
+        for node in self.graph.nodes:
+            # A weight seen through nodes that keep its shape, whichever rows were cut.
+            if node.op_type in PRESERVING and node.inputs[0] in shown:
+                shown[node.outputs[0]] = shown[node.inputs[0]]
+                self.emitter.dims[node.outputs[0]] = dict(enumerate(shown[node.inputs[0]]))
         for name in self.first.trace.fields:
-            if self.first.cut(name):
+            if name not in shown and self.first.cut(name):
                 before = self.first.trace.env.shape(name) or ()
                 after = self.first.shape(name) or ()
                 self.emitter.dims[name] = {
@@ -153,13 +170,3 @@ class _Surgeon:
             for name, constant in self.graph.constants.items()
             if name != constant.origin and name not in merged
         }
-
-
-def _in_view(mask: BoolArray, seen: Shape, view: Shape, shape: Shape) -> BoolArray:
-    """A mask on a constant's own dimensions, under a view that splits its first axis."""
-    del shape
-    if len(seen) == len(view):
-        return mask
-    if mask.shape[0] == 1:
-        return mask.reshape(1, *mask.shape)
-    return mask.reshape(view[0], view[1], *mask.shape[1:])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.analyse import DependencyGraph
 from onnxprune.errors import UsageError
 from onnxprune.graph import Node
+from onnxprune.groups import DependencyGraph
 from onnxprune.types import AnyArray, ChannelGroup, Float64Array, WeightAxis
 
 METHODS = ("bn_scale", "l1", "l2", "bn_l1", "random")
@@ -44,9 +44,7 @@ class Importance(Mapping[int, Float64Array]):
         return len(self.by_group)
 
 
-def score(
-    graph: DependencyGraph, method: str | Scorer = "auto", *, seed: int = 0
-) -> Importance:
+def score(graph: DependencyGraph, method: str | Scorer = "auto", *, seed: int = 0) -> Importance:
     """How important each unit of each prunable group is.
 
     Args:
@@ -97,17 +95,15 @@ def choose(graph: DependencyGraph) -> tuple[str, str]:
         return "bn_scale", "every group has BatchNormalization scales"
     if scaled:
         return "bn_l1", (
-            f"{len(groups) - len(scaled)} of {len(groups)} groups have no BatchNormalization scales: "
-            "using filter norms with BatchNormalization folded in"
+            f"{len(groups) - len(scaled)} of {len(groups)} groups have no BatchNormalization: "
+            "using l1 with the BatchNormalization that follows folded in"
         )
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
         return "l1", "BatchNormalization was folded by the exporter, or never there: using l1"
     return "l1", "the model has no BatchNormalization: using l1"
 
 
-def _asked(
-    method: Scorer, name: str, group: ChannelGroup, graph: DependencyGraph
-) -> Float64Array:
+def _asked(method: Scorer, name: str, group: ChannelGroup, graph: DependencyGraph) -> Float64Array:
     values = np.asarray(method(group, graph), np.float64)
     if values.shape != (group.size,):
         raise UsageError(
@@ -250,7 +246,9 @@ def _dequantized(graph: DependencyGraph, node: Node, array: AnyArray) -> Float64
     zero = parts[1].weight.read().astype(np.float64) if len(parts) > 1 and parts[1] else 0.0
     values = array.astype(np.float64)
     if scale.ndim == 1 and scale.size > 1:
-        along = [-1 if axis == node.int("axis", 1) % array.ndim else 1 for axis in range(array.ndim)]
+        along = [
+            -1 if axis == node.int("axis", 1) % array.ndim else 1 for axis in range(array.ndim)
+        ]
         scale, zero = scale.reshape(along), np.reshape(zero, along) if np.ndim(zero) else zero
     elif scale.shape not in ((), (1,)):
         return values  # in blocks, which is frozen anyway

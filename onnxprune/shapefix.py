@@ -38,6 +38,10 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
 }
 
 
+# What these make is data of a shape that its use knows nothing of: it keeps shape and value.
+_PINNED = {"ConstantOfShape", "Range", "Expand", "Tile"}
+
+
 @dataclass(frozen=True, slots=True)
 class Patch:
     """New values for one input of one node.
@@ -126,7 +130,8 @@ class _Finder:
         for axis in sorted({take.axis for take in takes}):
             alive = survivors.alive(node.inputs[0], axis)
             if alive is not None:
-                indices = (moves.renumber(t.indices, alive) for t in takes if t.axis == axis)
+                table = _table_axis(node, axis, survivors)
+                indices = (moves.renumber(t.indices, alive, table) for t in takes if t.axis == axis)
                 yield Ranges(node, axis, tuple(indices))
 
     def patches(self) -> Iterator[Patch | Misfit]:
@@ -134,15 +139,28 @@ class _Finder:
             if node.index in self.inside:
                 continue
             for position, name in enumerate(node.inputs):
-                if not name or name not in self.envs[0].values:
+                shape_input = not node.domain and position in _SHAPE_INPUTS.get(node.op_type, ())
+                if name and shape_input and not all(name in env.values for env in self.envs):
+                    yield from self._unknown_shape_input(node, name)
+                elif not name or name not in self.envs[0].values:
                     continue
-                if node.domain == "" and position in _SHAPE_INPUTS.get(node.op_type, ()):
+                elif shape_input:
                     yield from self._shape_input(node, position, name)
                 elif not self._is_arithmetic(node):
                     yield from self._data_input(node, position, name)
 
+    def _unknown_shape_input(self, node: Node, name: str) -> Iterator[Misfit]:
+        """A shape nobody can follow keeps what it acts on whole."""
+        first = self.survivors[0]
+        touched = [node.inputs[0], *node.outputs]
+        if any(first.cut(tensor) for tensor in touched):
+            labelled = [f for tensor in touched for f in first.trace.fields.get(tensor, ())]
+            blame = [f.reshape(-1) for f in labelled] + [self._blame(name)]
+            yield Misfit(np.concatenate(blame), node.label)
+
     def _is_arithmetic(self, node: Node) -> bool:
-        return all(not name or name in self.envs[0].values for name in node.outputs)
+        known = all(not name or name in self.envs[0].values for name in node.outputs)
+        return known and node.op_type != "Range"
 
     def _computed(self, name: str, number: int) -> AnyArray:
         return self.values[number].get(name, self.envs[number].values[name])
@@ -191,11 +209,13 @@ class _Finder:
     def _data_input(self, node: Node, position: int, name: str) -> Iterator[Patch | Misfit]:
         if name not in self.envs[0].dynamic:
             return
-        old = [env.values[name] for env in self.envs]
-        new = [self._computed(name, number) for number in range(len(self.envs))]
+        # Too large to be followed under one choice of sizes, it may still be under another.
+        known = [number for number, env in enumerate(self.envs) if name in env.values]
+        old = [self.envs[number].values[name] for number in known]
+        new = [self._computed(name, number) for number in known]
         if all(np.array_equal(o, n) for o, n in zip(old, new, strict=True)):
             return
-        if all(np.array_equal(o, old[0]) for o in old):
+        if len(known) == len(self.envs) and all(np.array_equal(o, old[0]) for o in old):
             yield Patch(node, position, np.asarray(old[0]), np.ones(old[0].shape, np.bool_))
         else:
             yield Misfit(self._blame(name), node.label)
@@ -216,13 +236,21 @@ class _Finder:
         return np.concatenate(found)
 
 
+def _table_axis(node: Node, axis: int, survivors: Survivors) -> int | None:
+    """Which axis of a Gather's table of indices shrinks, where the result is a grid."""
+    if node.op_type != "Gather":
+        return None
+    cuts = [dead.cut for dead in survivors.masks(node.outputs[0]) if dead.cut is not None]
+    return cuts[0] - axis if len(cuts) == 1 and cuts[0] >= axis else None
+
+
 def _reevaluate(graph: Graph, survivors: Survivors, evaluator: Evaluator) -> Mapping[str, AnyArray]:
     """Shape arithmetic with the shapes after the cut."""
     env = survivors.trace.env
     values: dict[str, AnyArray] = {}
     for node in graph.nodes:
         outputs = [name for name in node.outputs if name]
-        if not outputs or outputs[0] not in env.dynamic:
+        if not outputs or outputs[0] not in env.dynamic or node.op_type in _PINNED:
             continue
         if node.op_type in ("Shape", "Size"):
             if not survivors.cut(node.inputs[0]):
@@ -264,7 +292,7 @@ def _needed(node: Node, position: int, survivors: Survivors) -> AnyArray | None:
             return np.asarray(after if axes is None else [after[a] for a in axes], np.int64)
         case "Slice" | "Split":
             data = node.inputs[0]
-            touched = [a for m in survivors.masks(data) for a in _axes(m)]
+            touched = [a for dead in survivors.masks(data) for a in _axes(dead.mask)]
             if touched and position in (1, 2):
                 return None  # Ranges writes it where the axis was cut
             return original

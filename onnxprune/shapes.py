@@ -109,6 +109,10 @@ class Evaluator:
         """Outputs of the node, or None where the reference cannot compute it."""
         from onnx.reference import ReferenceEvaluator
 
+        axes = node.ints("axes")
+        if node.op_type == "Unsqueeze" and axes is not None and values[0] is not None:
+            # The reference knows only the newer form, with axes as an input.
+            return [np.expand_dims(values[0], axes)]
         evaluator = self._prepared.get(node.index)
         try:
             if evaluator is None:

@@ -140,6 +140,7 @@ class PassBirths:
         shapes: Shape of a tensor.
         same: Tensors that show a constant element by element, and the tensor they show.
         moved: Constant-derived tensors that a movement makes: (source, how labels move).
+        seen: Slots of the elements of moved constants, as far as they were asked for.
         signature: Rows that the last pass found each component in.
     """
 
@@ -147,6 +148,7 @@ class PassBirths:
     shapes: Callable[[str], Shape | None]
     same: dict[str, str] = field(default_factory=dict)
     moved: dict[str, tuple[str, Callable[[IntArray], IntArray]]] = field(default_factory=dict)
+    seen: dict[str, IntArray] = field(default_factory=dict)
     signature: Signature = field(default_factory=lambda: np.zeros(1, np.uint64))
 
     def grid(self, name: str, view: Shape, axes: tuple[int, ...]) -> IntArray | None:
@@ -170,7 +172,9 @@ class PassBirths:
         if name in self.moved:
             source, move = self.moved[name]
             found = self.elements(source)
-            return None if found is None else move(found)
+            if found is None:
+                return None
+            return self.seen.setdefault(name, move(found))
         constant = self.table.graph.constants.get(name)
         if constant is None:
             return None

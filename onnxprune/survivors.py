@@ -15,7 +15,7 @@ from onnxprune.types import BoolArray, IntArray, Shape
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class DeadSlots:
     """What goes.
 
     Attributes:
@@ -49,18 +49,31 @@ class Survivors:
     """
 
     trace: Trace
-    dead: Dead
+    dead: DeadSlots
     _masks: dict[int, BoolArray] = field(default_factory=dict)
-    _boxes: dict[int, bool] = field(default_factory=dict)
+    _cut_axes: dict[int, int | None] = field(default_factory=dict)
 
-    def masks(self, name: str) -> list[BoolArray]:
-        """Dead elements of a tensor, one mask for each field in which something dies."""
+    def masks(self, name: str) -> list[fields.Dead]:
+        """Dead elements of a tensor, one entry for each field in which something dies."""
         found = []
-        for f in self.trace.fields.get(name, ()):
+        for f in self._labelled(name):
             mask = self._mask(f)
             if mask.any():
-                found.append(mask)
+                found.append(fields.Dead(mask, self.cut_axis(f)))
         return found
+
+    def cut_axis(self, f: IntArray) -> int | None:
+        """The axis along which rows of a grid shrink, None where no rows are asked for."""
+        key = id(f)
+        if key not in self._cut_axes:
+            self._cut_axes[key] = self.trace.cut_axis(f)
+        return self._cut_axes[key]
+
+    def _labelled(self, name: str) -> list[IntArray]:
+        """Every field of a tensor; a moved constant may have one for its elements too."""
+        labelled = self.trace.fields.get(name, [])
+        elements = self.trace.elements.get(name)
+        return labelled if elements is None else [*labelled, elements]
 
     def _mask(self, f: IntArray) -> BoolArray:
         # Fields of one content are one array, so its identity is its key.
@@ -71,7 +84,7 @@ class Survivors:
 
     def cut(self, name: str) -> bool:
         """Whether anything of the tensor goes."""
-        return any(self._mask(f).any() for f in self.trace.fields.get(name, ()))
+        return any(self._mask(f).any() for f in self._labelled(name))
 
     def alive(self, name: str, axis: int) -> BoolArray | None:
         """Which positions of an axis survive, None where nothing along it goes.
@@ -95,7 +108,7 @@ class Survivors:
             for f in labelled:
                 if id(f) not in boxes and self._mask(f).any():
                     boxes.add(id(f))
-                    if not fields.rectangular(self._mask(f)):
+                    if not fields.rectangular(fields.Dead(self._mask(f), self.cut_axis(f))):
                         found.append(Misfit(f, name))
             found += self._crossing(name, labelled)
         if found:
@@ -136,10 +149,11 @@ class Survivors:
         for position, output in enumerate(node.outputs):
             if not output:
                 continue
-            for f in self.trace.fields.get(name, ()):
-                mask = self._mask(f)
-                if mask.any() and not moves.survives(
-                    old[position], new[position], mask, source, new_source
+            for f in self._labelled(name):
+                dead = fields.Dead(self._mask(f), self.cut_axis(f))
+                after_axis = self.trace.cut_axis(moves.run(old[position], f, source))
+                if dead.mask.any() and not moves.survives(
+                    old[position], new[position], dead, (source, new_source), after_axis
                 ):
                     found.append(Misfit(f, node.label))
                     found += [Misfit(g, node.label) for g in self.trace.fields.get(output, ())]

@@ -32,7 +32,7 @@ from onnxprune.types import BoolArray, IntArray, Shape
 
 _MOST_PASSES = 12
 # Operators that present a constant element by element, so that slots of its elements carry over.
-_PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
+PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,30 @@ class Trace:
 
     Attributes:
         fields: Fields of each tensor that has any, compressed.
+        elements: Slots of the elements of a moved constant, where a grid met it.
         rows: Rows that rules asked for.
+        cuts: For the content of a grid, which of its varying axes is cut.
+        classes: Class of each slot when the passes had settled.
         grids: Fields that vary on several axes, one for each content.
     """
 
     env: Environment
     fields: dict[str, list[IntArray]] = field(default_factory=dict)
+    elements: dict[str, IntArray] = field(default_factory=dict)
     rows: list[RowRule] = field(default_factory=list)
     grids: dict[bytes, IntArray] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
+    cuts: Mapping[bytes, int] = field(default_factory=dict)
+    classes: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    def cut_axis(self, f: IntArray) -> int | None:
+        """Axis of a grid along which its rows shrink, None where that is not asked for."""
+        labels = fields.compress(f, self.classes)
+        moving = fields.varying(labels) if labels is not None else ()
+        if labels is None or len(moving) < 2:
+            return None
+        position = self.cuts.get(content(labels))
+        return None if position is None else moving[position]
 
 
 @dataclass
@@ -142,6 +157,7 @@ class _Walk:
         self.table = tracer.table
         self.births = PassBirths(tracer.table, env.shape, signature=signature)
         self.trace = Trace(env)
+        self.births.seen = self.trace.elements
         self.ties: list[tuple[IntArray, IntArray]] = []
         self.freezes: list[tuple[IntArray, str]] = []
         self.produced: list[IntArray] = []
@@ -291,7 +307,7 @@ class _Walk:
         node = view.node
         source, entry = node.inputs[0], self.tracer.entries[node.index]
         name = (run.nodes[-1] if run else node).outputs[0]
-        if node.op_type in _PRESERVING:
+        if node.op_type in PRESERVING:
             self.births.same[name] = source
         elif entry is not None and entry.move is not None and view.out_shapes[0] is not None:
             steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes])

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune.analyse import DependencyGraph
 from onnxprune.cost import stats, stats_after
+from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.report.clock import peak_memory
 from onnxprune.report.model import (
     DriftJson,
     GroupJson,
+    OperatorJson,
     ReportJson,
     StatsJson,
     TwinJson,
     VerifyJson,
 )
+from onnxprune.report.ops import OperatorUse
 from onnxprune.select import PruningPlan
 from onnxprune.types import (
     ChannelGroup,
@@ -94,14 +97,21 @@ def _group(group: ChannelGroup, kept: IntArray | None, why: str) -> GroupReport:
     )
 
 
-def _names(names: object) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))  # type: ignore[call-overload,no-any-return]
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, in order."""
+    return tuple(dict.fromkeys(names))
 
 
-def as_json(report: Report) -> dict[str, object]:
+def only_group(report: Report, identifier: int) -> Report:
+    """The report with one group left in it."""
+    return replace(report, groups=tuple(g for g in report.groups if g.id == identifier))
+
+
+def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> dict[str, object]:
     """The report as one JSON object (DESIGN §11); NaN and infinities become null."""
     verdict = report.verdict
     found = ReportJson(
+        schema=1,
         verb=report.verb,  # type: ignore[arg-type]  # pydantic checks it
         input=_stats(report.before, report.input_path or None),
         output=None if report.after is None else _stats(report.after, report.output_path),
@@ -109,6 +119,9 @@ def as_json(report: Report) -> dict[str, object]:
         importance_why=report.importance_why,
         exact=report.exact,
         groups=[_group_json(group) for group in report.groups],
+        operators=None
+        if operators is None
+        else [OperatorJson.model_validate(asdict(use)) for use in operators],
         verify=VerifyJson(
             status=verdict.status,  # type: ignore[arg-type]  # pydantic checks it
             reason=verdict.reason,

@@ -1,8 +1,9 @@
-"""How long each stage took, and how much memory the process ever had."""
+"""How long each stage took, how much memory there ever was, and what was warned of."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,27 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+
+class Heard(logging.Handler):
+    """Collects the warnings of the package while it is entered, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember one warning."""
+        message = record.getMessage()
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def __enter__(self) -> Heard:
+        logging.getLogger("onnxprune").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("onnxprune").removeHandler(self)
 
 
 def peak_memory() -> int:

@@ -66,6 +66,17 @@ class VerifyJson(_Part):
     notes: list[str]
 
 
+class OperatorJson(_Part):
+    """One operator of the model; ``rule`` is null where it freezes what it touches."""
+
+    op_type: str
+    domain: str
+    count: int
+    params: int
+    macs: int
+    rule: str | None
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -77,6 +88,7 @@ class ReportJson(_Part):
     importance_why: str
     exact: bool | None
     groups: list[GroupJson]
+    operators: list[OperatorJson] | None
     verify: VerifyJson
     stand_ins: dict[str, list[int]]
     seconds: dict[str, float]

@@ -1,0 +1,69 @@
+"""The operators that have a rule: the README's table, and what a model's own operators are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnxprune.ops  # noqa: F401  (registers the rules)
+from onnxprune.groups import DependencyGraph
+from onnxprune.ops.registry import Entry, entries, lookup
+from onnxprune.types import ModelStats
+
+NO_RULE = "no rule: what it touches is frozen"
+_BY_SCHEMA = "every element-wise operator with one input"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorUse:
+    """One operator of a model: how often it is there, what it costs, how it is treated."""
+
+    op_type: str
+    domain: str
+    count: int
+    params: int
+    macs: int
+    rule: str | None
+
+
+def operators_of(graph: DependencyGraph, stats: ModelStats) -> tuple[OperatorUse, ...]:
+    """The operators of a model, the commonest first."""
+    nodes = graph.graph.nodes
+    count = Counter((node.op_type, node.domain) for node in nodes)
+    since = {(node.op_type, node.domain): node.since for node in nodes}
+    params: Counter[str] = Counter()
+    macs: Counter[str] = Counter()
+    for layer in stats.layers:
+        params[layer.op_type] += layer.params
+        macs[layer.op_type] += layer.macs
+    return tuple(
+        OperatorUse(
+            op_type, domain, number, params[op_type], macs[op_type],
+            _rule(op_type, domain, since[op_type, domain]),
+        )
+        for (op_type, domain), number in sorted(count.items(), key=lambda item: (-item[1], item[0]))
+    )  # fmt: skip
+
+
+def _rule(op_type: str, domain: str, since: int) -> str | None:
+    entry = lookup(op_type, domain, since)
+    return None if entry is None else entry.summary
+
+
+def operator_table() -> str:
+    """All operators with a rule, as a table in Markdown, one row for each rule."""
+    rows: dict[str, list[str]] = {}
+    for versions in entries().values():
+        for entry in versions:
+            rows.setdefault(entry.summary, []).append(_name(entry))
+    lines = ["| operators | what the rule does |", "|---|---|"]
+    for summary, names in sorted(rows.items(), key=lambda item: min(item[1])):
+        shown = ", ".join(f"`{name}`" for name in sorted(set(names)))
+        if "`Relu`" in shown:
+            shown += f", {_BY_SCHEMA}"
+        lines.append(f"| {shown} | {summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.domain}.{entry.op_type}" if entry.domain else entry.op_type

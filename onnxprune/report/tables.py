@@ -1,0 +1,248 @@
+"""Reports for people: rich tables, plain text where the terminal or a pipe asks for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.groups import DependencyGraph
+from onnxprune.report.ops import NO_RULE, OperatorUse
+from onnxprune.types import ChannelGroup, Drift, GroupReport, ModelStats, Report
+
+_MOST_OUTPUTS = 6
+_PIPE_WIDTH = 160  # columns where nobody says how wide the page is
+_SPARED = 60  # characters of a name before it is shortened
+
+
+def console(*, terminal: bool) -> Console:
+    """Where tables go: stdout."""
+    return Console(width=None if terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False)
+
+
+def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[RenderableType]:
+    """Before and after, what was cut, drift, and the closing line."""
+    if verbose:
+        yield group_table(report.groups)
+    cut = sum(group.kept < group.size for group in report.groups)
+    free = sum(group.frozen is None for group in report.groups)
+    yield _line(
+        f"{len(report.groups)} channel groups: {cut} cut, {free - cut} left whole, "
+        f"{len(report.groups) - free} frozen · importance {report.importance}"
+        + (f" ({report.importance_why})" if report.importance_why else "")
+    )
+    assert report.after is not None
+    yield _cost_table(report.before, report.after, "before", "after")
+    yield from _drift_lines(report)
+    yield _line(_closing(report))
+    if report.output_path:
+        yield _line(f"next: trtexec --onnx={shlex.quote(report.output_path)}")
+
+
+def inspect_report(
+    report: Report, operators: Sequence[OperatorUse] | None = None
+) -> Iterable[RenderableType]:
+    """The channel groups, or the operators, and the totals."""
+    if operators is None:
+        yield group_table(report.groups, cut=False)
+    else:
+        yield _operator_table(operators)
+    free = sum(group.frozen is None for group in report.groups)
+    yield _line(
+        f"{len(report.groups)} channel groups, {free} can be pruned · "
+        + (f"importance auto: {report.importance} ({report.importance_why})" if free else "")
+    )
+    yield _line(f"{_totals(report.before)} · at {_shapes(report)}")
+
+
+def compare_report(report: Report) -> Iterable[RenderableType]:
+    """Costs side by side, and drift."""
+    assert report.after is not None
+    yield _cost_table(report.before, report.after, "first", "second", channels=False)
+    yield from _drift_lines(report)
+
+
+def group_table(groups: Sequence[GroupReport], *, cut: bool = True) -> Table:
+    """One row for each channel group; frozen ones with the reason; ``cut``: what each keeps."""
+    kept = (">kept",) if cut else ()
+    table = _table("group", "unit", ">size", *kept, "producers → consumers", "")
+    for group in groups:
+        table.add_row(
+            str(group.id),
+            group.unit,
+            str(group.size),
+            *([str(group.kept)] if cut else []),
+            Text(f"{_some(group.producers)} → {_some(group.consumers)}"),
+            Text(f"frozen: {group.frozen}" if group.frozen else group.why),
+        )
+    return table
+
+
+def group_detail(graph: DependencyGraph, group: ChannelGroup) -> Iterable[RenderableType]:
+    """Every weight axis of one group."""
+    units = f"{group.size} {group.unit}{'s' if group.size != 1 else ''}"
+    rows = f", in {len(group.cells)} rows that keep equal counts" if len(group.cells) > 1 else ""
+    yield _line(f"group {group.id}: {units}, width {group.width}{rows}")
+    if group.frozen:
+        yield _line(f"frozen: {group.frozen}")
+    table = _table("role", "tensor", ">axis", "shape", ">channels", "operator", "node")
+    for axis in (*group.producers, *group.parameters, *group.consumers):
+        shape = graph.graph.constants[axis.tensor].weight.shape
+        table.add_row(
+            axis.role,
+            Text(axis.tensor),
+            str(axis.axis),
+            "x".join(map(str, shape)),
+            str(axis.index.size),
+            axis.op_type,
+            Text(axis.node),
+        )
+    yield table
+
+
+def groups_csv(groups: Sequence[GroupReport]) -> str:
+    """The group table as comma-separated values."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "unit", "size", "kept", "producers", "consumers", "frozen", "why"])
+    for group in groups:
+        producers, consumers = " ".join(group.producers), " ".join(group.consumers)
+        writer.writerow(
+            [group.id, group.unit, group.size, group.kept, producers, consumers,
+             group.frozen or "", group.why]
+        )  # fmt: skip
+    return out.getvalue()
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _operator_table(operators: Sequence[OperatorUse]) -> Table:
+    table = _table("operator", ">nodes", ">params", ">MACs", "what the rule does")
+    for use in operators:
+        name = f"{use.domain}.{use.op_type}" if use.domain else use.op_type
+        params, macs = (number(n) if n else "" for n in (use.params, use.macs))
+        table.add_row(name, str(use.count), params, macs, Text(use.rule or NO_RULE))
+    return table
+
+
+def _cost_table(
+    before: ModelStats, after: ModelStats, first: str, second: str, *, channels: bool = True
+) -> Table:
+    table = _table("", f">{first}", f">{second}", ">left")
+    rows = [
+        ("params", before.params, after.params),
+        ("MACs", before.macs, after.macs),
+        ("file", before.bytes, after.bytes),
+    ]
+    if channels:
+        rows.append(("channels", before.channels, after.channels))
+    for name, old, new in rows:
+        spelled = _size if name == "file" else number
+        left = f"{100 * new / old:.1f} %" if old else ""
+        table.add_row(name, spelled(old), spelled(new), left)
+    return table
+
+
+def _drift_lines(report: Report) -> Iterable[RenderableType]:
+    verdict = report.verdict
+    if not verdict.drift:
+        return
+    says = " (random input: says little about quality)" if _random(report) else ""
+    yield _line(f"drift on {verdict.inputs}{says}:")
+    for name, one in list(verdict.drift.items())[:_MOST_OUTPUTS]:
+        top = "" if one.top1 is None else f", top-1 agreement {100 * one.top1:.1f} %"
+        yield _line(
+            f"  {name}: cosine {one.cosine:.4f}, relative L2 {one.rel_l2:.3g}, "
+            f"SNR {one.snr_db:.1f} dB{top}"
+        )
+    if len(verdict.drift) > _MOST_OUTPUTS:
+        yield _line(f"  and {len(verdict.drift) - _MOST_OUTPUTS} more outputs")
+
+
+def _closing(report: Report) -> str:
+    """Last line of a run, in one line whatever happens."""
+    before, after = report.before, report.after
+    assert after is not None
+    parts = [
+        f"saved {report.output_path}" if report.output_path else "nothing saved",
+        f"{number(before.params)} → {number(after.params)} params",
+        f"{number(before.macs)} → {number(after.macs)} MACs",
+        _verdict(report),
+    ]
+    worst = worst_drift(report)
+    if worst is not None:
+        where = " on random input" if _random(report) else ""
+        parts.append(f"drift{where} {worst.rel_l2:.3g} (cos {worst.cosine:.3f})")
+    return " · ".join(parts)
+
+
+def _verdict(report: Report) -> str:
+    match report.verdict.status:
+        case "none":
+            return "not verified"
+        case "not_run":
+            return "not verified: untestable"
+    return "twin ok" if report.verdict.twin else "loads and runs"
+
+
+def worst_drift(report: Report) -> Drift | None:
+    """Drift of the output that lies farthest off."""
+    found = list(report.verdict.drift.values())
+    return max(
+        found, key=lambda one: one.rel_l2 if one.rel_l2 == one.rel_l2 else 1e300, default=None
+    )
+
+
+def _random(report: Report) -> bool:
+    return report.verdict.inputs.startswith("random")
+
+
+def _totals(stats: ModelStats) -> str:
+    return (
+        f"{number(stats.params)} params · {number(stats.macs)} MACs · {_size(stats.bytes)} · "
+        f"{stats.channels} channels"
+    )
+
+
+def _shapes(report: Report) -> str:
+    named = (f"{name} {'x'.join(map(str, shape))}" for name, shape in report.stand_ins.items())
+    return ", ".join(named) or "no inputs"
+
+
+def number(value: float) -> str:
+    """A count in three digits: 25.6 M."""
+    for unit in ("", " k", " M", " G"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def _size(value: float) -> str:
+    text = number(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return "–"
+    first = names[0] if len(names[0]) <= _SPARED else "…" + names[0][-_SPARED:]
+    return first if len(names) == 1 else f"{first} (+{len(names) - 1})"
+
+
+def _line(text: str) -> Text:
+    return Text(text, overflow="fold")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table

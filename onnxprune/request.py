@@ -1,0 +1,166 @@
+"""What a caller asked for: checked as far as it can be before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxprune.data import Data
+from onnxprune.errors import UsageError
+from onnxprune.groups import DependencyGraph
+from onnxprune.io import Model
+from onnxprune.recipe import Options, Recipe, replay
+from onnxprune.report.clock import Clock
+from onnxprune.score import Scorer, score
+from onnxprune.select import PruningPlan, select
+from onnxprune.types import Limits, Shape
+
+AnyModel = Model | onnx.ModelProto | bytes | str | Path
+
+_LEVELS = ("none", "twin", "full")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, by ratio or by recipe."""
+
+    ratio: float | None
+    recipe: Recipe | None
+    scope: str
+    importance: str | Scorer
+    round_to: int
+    min_channels: int
+    max_ratio: float
+    ignore: tuple[str, ...]
+    only: tuple[str, ...]
+    ratio_for: Mapping[str, float]
+    attention: str
+    input_shapes: Mapping[str, Shape]
+    seed: int
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Input shapes to analyse at."""
+        return self.input_shapes if self.recipe is None else self.recipe.options.input_shape
+
+    @property
+    def attention_mode(self) -> str:
+        """What is cut in attention."""
+        return self.attention if self.recipe is None else self.recipe.options.attention
+
+    def plan(self, graph: DependencyGraph, clock: Clock) -> tuple[PruningPlan, str, str]:
+        """The plan, the method that ranked, and why that one."""
+        if self.recipe is not None:
+            with clock.stage("select"):
+                return replay(graph, self.recipe), self.recipe.options.importance, "from the recipe"
+        assert self.ratio is not None
+        with clock.stage("score"):
+            values = score(graph, self.importance, seed=self.seed)
+        with clock.stage("select"):
+            plan = select(
+                graph,
+                values,
+                ratio=self.ratio,
+                scope=self.scope,
+                round_to=self.round_to,
+                min_channels=self.min_channels,
+                max_ratio=self.max_ratio,
+                ignore=self.ignore,
+                only=self.only,
+                ratio_for=self.ratio_for,
+            )
+        return plan, values.method, values.why
+
+    def options(self, method: str) -> Options:
+        """Options as a recipe keeps them, with the importance that was taken."""
+        if self.recipe is not None:
+            return self.recipe.options
+        return Options(
+            ratio=self.ratio,
+            scope=self.scope,  # type: ignore[arg-type]  # select checked it
+            importance=method,
+            round_to=self.round_to,
+            min_channels=self.min_channels,
+            max_ratio=self.max_ratio,
+            ignore=self.ignore,
+            only=self.only,
+            ratio_for=dict(self.ratio_for),
+            attention=self.attention,  # type: ignore[arg-type]  # analyse checked it
+            input_shape={name: tuple(shape) for name, shape in self.input_shapes.items()},
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a result is to be verified; ``data`` is None for random inputs."""
+
+    level: str
+    limits: Limits
+    data: Data | None
+    seed: int
+
+
+def check_level(level: str, limits: Limits, data: object) -> None:
+    """Refuse a level that does not exist, or that leaves other options without effect."""
+    if level not in _LEVELS:
+        raise UsageError(f"verify is '{level}'", hint="give none, twin or full")
+    if data is not None and level == "none":
+        raise UsageError("data is for verification, which --verify none skips")
+    flags = {
+        "--max-drift": limits.max_drift,
+        "--min-cosine": limits.min_cosine,
+        "--min-top1": limits.min_top1,
+    }
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    if given and level != "full":
+        raise UsageError(f"{next(iter(given))} needs --verify full, not {level}")
+    for flag, value in given.items():
+        low, high = {"--max-drift": (0.0, float("inf")), "--min-cosine": (-1.0, 1.0)}.get(
+            flag, (0.0, 1.0)
+        )
+        if not low <= value <= high:
+            upper = f" <= {high:g}" if high < float("inf") else ""
+            raise UsageError(f"{flag} is {value:g}", hint=f"give {low:g} <= value{upper}")
+
+
+def check_outputs(model: AnyModel, *outputs: Path | str | None, force: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: It is the input or another output, exists, or its folder does not take it.
+    """
+    source = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
+    seen: list[Path] = []
+    for given in outputs:
+        if given is None:
+            continue
+        path = Path(given)
+        if source is not None and _same(path, source):
+            raise UsageError(
+                f"'{path}' is the input itself, which is never overwritten",
+                hint="choose another output",
+            )
+        if any(_same(path, other) for other in seen):
+            raise UsageError(f"'{path}' is given for two outputs")
+        seen.append(path)
+        if path.is_dir():
+            raise UsageError(f"'{path}' is a directory", hint="give the output a file name")
+        if not path.parent.is_dir():
+            raise UsageError(f"folder '{path.parent}' does not exist", hint="create it first")
+        if os.path.lexists(path) and not force:
+            raise UsageError(f"'{path}' exists", hint="give --force to overwrite it")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"folder '{path.parent}' is not writable", hint="choose another output"
+            )
+
+
+def _same(path: Path, other: Path) -> bool:
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
