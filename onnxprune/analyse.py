@@ -9,7 +9,13 @@ import numpy as np
 from onnxprune import fields
 from onnxprune.effects import Effect, Freeze, Tie
 from onnxprune.graph import Graph
-from onnxprune.groups import DependencyGraph, Grouping, constraints, random_keep
+from onnxprune.groups import (
+    DependencyGraph,
+    Grouping,
+    constraints,
+    random_keep,
+    staggered_keep,
+)
 from onnxprune.io import Model, as_model
 from onnxprune.prepare import prepare
 from onnxprune.rows import cut_axis
@@ -25,7 +31,6 @@ from onnxprune.types import IntArray, Shape
 __all__ = ["DependencyGraph", "analyse", "analyse_graph", "random_keep"]
 
 _MOST_REPAIRS = 8
-_TRIAL_RATIOS = (0.5, None)  # None: another random ratio for each balance set
 
 
 def analyse(
@@ -88,10 +93,12 @@ def analyse_graph(
 def _repairs(
     found: DependencyGraph, tracer: Tracer, seen: set[bytes], notes: list[str]
 ) -> list[Effect]:
-    """Ties (the second time, freezes) for whatever does not fit when cells are cut at random."""
+    """Ties (the second time, freezes) for whatever does not fit in any of some trial cuts."""
     repairs: list[Effect] = list(_crossing_rows(found, tracer, notes))
-    for trial, ratio in enumerate(_TRIAL_RATIOS):
-        dead = found.dead(random_keep(found, ratio, np.random.default_rng(trial)))
+    trials = [staggered_keep(found, phase) for phase in (0, 1)]
+    trials.append(random_keep(found, None, np.random.default_rng(0)))
+    for keep in trials:
+        dead = found.dead(keep)
         survivors = [Survivors(trace, dead) for trace in tracer.traces]
         misfits = [misfit for left in survivors for misfit in left.misfits(tracer)]
         if not misfits:

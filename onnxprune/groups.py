@@ -106,6 +106,21 @@ def random_keep(
     return {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
 
 
+def staggered_keep(found: DependencyGraph, phase: int) -> Mapping[int, IntArray]:
+    """Half of every cell, in turn its first and its last units: rows that keep unlike positions.
+
+    A movement that puts survivors out of order when rows differ does so here.
+    """
+    keep = {group.id: np.ones(group.size, np.bool_) for group in found.prunable}
+    for balance in found.balance_sets:
+        for number, cell in enumerate(balance.cells):
+            drop = units_to_drop(cell, balance.step, 0.5)
+            low = (number + phase) % 2 == 0
+            units = np.sort(cell.units)
+            keep[cell.group][units[:drop] if low else units[units.size - drop :]] = False
+    return {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
+
+
 def units_to_drop(cell: Cell, step: int, ratio: float) -> int:
     """Units a cell loses at a ratio: a function of its slots alone, so that all rows agree."""
     slots = cell.units.size * cell.slots

@@ -42,6 +42,7 @@ _CHAIN_OPS = {
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
 
 _Use = tuple[int, int]  # (position in the node list, input position)
+_Role = tuple[str, int]  # (kind of operator, groups)
 
 
 def prepare(model: Model) -> Graph:
@@ -69,7 +70,7 @@ class _Preparation:
         self.outputs = tuple(value.name for value in proto.output)
         self.taken = set(self.weights) | {value.name for value in proto.input}
         self.taken.update(name for node in proto.node for name in node.output)
-        self.weight_chains: set[str] = set()
+        self.weight_chains: dict[str, _Role] = {}
         self.next_number: dict[str, int] = {}
 
     def graph(self) -> Graph:
@@ -126,23 +127,35 @@ class _Preparation:
         return chain
 
     def _groups(self, uses: list[_Use]) -> list[list[_Use]]:
-        """Split uses into those that share one tensor: all weight uses together, others alone."""
-        tied = [use for use in uses if self._is_weight_use(use)]
-        groups = [[use] for use in uses if use not in tied] if tied else [[use] for use in uses]
-        if tied:
-            groups.append(tied)
-        return sorted(groups, key=lambda group: group[0])
+        """Split uses into those that share one tensor: weight uses of one kind, others alone."""
+        groups: list[list[_Use]] = []
+        tied: dict[_Role, list[_Use]] = {}
+        for use in uses:
+            role = self._role(use)
+            if role is None:
+                groups.append([use])
+            elif role in tied:
+                tied[role].append(use)
+            else:
+                tied[role] = [use]
+                groups.append(tied[role])
+        return groups
 
-    def _is_weight_use(self, use: _Use) -> bool:
+    def _role(self, use: _Use) -> _Role | None:
+        """How a node slices a weight; None for what is no weight."""
         node = self._node(use[0])
-        return (node.op_type, use[1]) in _WEIGHT_INPUTS or node.output[0] in self.weight_chains
+        if (node.op_type, use[1]) not in _WEIGHT_INPUTS:
+            return self.weight_chains.get(node.output[0])
+        group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        return (node.op_type if node.op_type in ("Conv", "ConvTranspose") else "", group)
 
     def _clone_chain_node(
         self, index: int, uses: list[_Use], all_uses: dict[str, list[_Use]]
     ) -> None:
-        if uses and all(self._is_weight_use(use) for use in uses):
-            self.weight_chains.add(self.nodes[index].output[0])
         groups = self._groups(uses)
+        role = self._role(uses[0]) if len(groups) == 1 else None
+        if role is not None:
+            self.weight_chains[self.nodes[index].output[0]] = role
         for group in groups[1:]:
             clone = onnx.NodeProto()
             clone.CopyFrom(self.nodes[index])

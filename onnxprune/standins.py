@@ -15,6 +15,7 @@ from onnxprune.shapes import environment
 from onnxprune.types import Shape
 
 _MOST_TRIALS = 60
+_MOST_IMAGE_CHANNELS = 4  # a last axis this short holds channels, not width
 _IMAGE_SIDES: tuple[tuple[int, int], ...] = (
     (64, 96),
     (96, 160),
@@ -120,19 +121,16 @@ class _Symbols:
     def _role(
         self, graph: Graph, name: str, axis: int, dims: Sequence[int | str]
     ) -> tuple[str, int, int]:
-        channels = _first_width(graph, name)
-        image = len(dims) >= 4
-        last_is_channel = image and isinstance(dims[-1], int) and dims[-1] <= 4
-        channel_axis = len(dims) - 1 if last_is_channel or not image else 1
+        channels, by_conv = _first_width(graph, name)
+        image, last = len(dims) >= 4, len(dims) - 1
+        channels_last = image and isinstance(dims[-1], int) and dims[-1] <= _MOST_IMAGE_CHANNELS
+        channel_axis = 1 if by_conv and not channels_last else last
         if axis == 0:
             return ("batch", 0, 0)
-        if axis == channel_axis and channels and (image or len(dims) == 2):
+        if axis == channel_axis and channels:
             return ("fixed", 0, channels)
         if image:
-            first_side = 1 if last_is_channel else 2
-            return ("side", axis - first_side, 0)
-        if axis == len(dims) - 1 and channels and len(dims) == 3:
-            return ("fixed", 0, channels)
+            return ("side", axis - (1 if channels_last else 2), 0)
         return ("length", 0, 0)
 
     def choices(
@@ -162,8 +160,8 @@ class _Symbols:
         }
 
 
-def _first_width(graph: Graph, name: str) -> int:
-    """Channels that the first weight behind an input reads, 0 where none says so."""
+def _first_width(graph: Graph, name: str) -> tuple[int, bool]:
+    """Channels that the first weight behind an input reads, 0 if none says so; if it is a Conv's."""
     for _ in range(8):
         readers = graph.consumers.get(name, [])
         for node, position in readers:
@@ -171,12 +169,12 @@ def _first_width(graph: Graph, name: str) -> int:
             if weight is None or position != 0:
                 continue
             if node.op_type == "Conv":
-                return weight.weight.shape[1] * node.int("group", 1)
+                return weight.weight.shape[1] * node.int("group", 1), True
             if node.op_type == "Gemm":
-                return weight.weight.shape[1 if node.int("transB", 0) else 0]
+                return weight.weight.shape[1 if node.int("transB", 0) else 0], False
             if node.op_type == "MatMul":
-                return weight.weight.shape[0]
+                return weight.weight.shape[0], False
         if len(readers) != 1:
-            return 0
+            return 0, False
         name = readers[0][0].outputs[0]
-    return 0
+    return 0, False

@@ -79,8 +79,8 @@ class _Twin:
             for birth, mask in zero:
                 seen, fill = result.reshape(birth.view), nothing
                 dead = np.broadcast_to(mask, birth.view)
-                if np.ndim(fill) and len(birth.view) == len(shape):
-                    fill = np.broadcast_to(fill, birth.view)[dead]
+                if np.ndim(fill):
+                    fill = np.broadcast_to(fill, shape).reshape(birth.view)[dead]
                 seen[dead] = fill
             if result.dtype.kind == "f" or result.dtype.name.startswith(("bfloat", "float")):
                 # 0 · NaN is NaN: what is dropped with a NaN in it must not reach the twin.
@@ -90,7 +90,8 @@ class _Twin:
                     seen[bad] = 0
             return result
 
-        key = repr([(b.view, b.axes, np.packbits(m).tobytes()) for b, m in births]).encode()
+        marks = [(b.view, b.axes, np.packbits(m).tobytes()) for b, m in births]
+        key = repr((marks, [b.axes for b, _ in zero])).encode()
         emitter.constants[name] = ConstantEdit(shape, compute, key)
 
     def _zero_value(self, name: str, constant: Constant) -> AnyArray:

@@ -130,15 +130,18 @@ def _assert_kept(before: onnx.ModelProto, surgery: Surgery) -> None:
 
 
 def _assert_names_kept(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """A node that still makes what it made has its name; the others are new, or replace a run."""
+    """A node that still makes what it made has its name, or that of a node it stands for."""
     known = {name: node for node in before.graph.node for name in node.output if name}
+    names = {node.name for node in before.graph.node}
     made = [name for node in after.graph.node for name in node.output if name]
     made += [tensor.name for tensor in after.graph.initializer]
     if len(made) != len(set(made)):
         raise OracleError("a tensor is written twice")
     for node in after.graph.node:
         old = known.get(node.output[0])
-        if old is not None and old.op_type == node.op_type and old.name != node.name:
+        if old is None or old.op_type != node.op_type or old.name == node.name:
+            continue
+        if node.name not in names:  # a run of movements goes by the name of its first
             raise OracleError(f"{node.op_type} '{old.name}' is called '{node.name}' now")
 
 
@@ -225,11 +228,17 @@ def plans(graph: DependencyGraph, seed: int) -> Sequence[PruningPlan]:
 
 
 def touched(plan: PruningPlan) -> tuple[str, ...]:
-    """Operators that read or write a tensor of which something goes."""
+    """Operators that read or write a tensor of which something goes, or what meets one.
+
+    One entry for each node, the last first.
+    """
     graph = plan.graph
     survivors = Survivors(graph.tracer.traces[0], graph.dead(plan.keep))
-    return tuple(
-        node.op_type
-        for node in graph.graph.nodes
-        if any(survivors.cut(name) for name in (*node.inputs, *node.outputs) if name)
-    )
+    found: list[str] = []
+    met: set[str] = set()  # tensors without labels that meet cut ones further on
+    for node in reversed(graph.graph.nodes):
+        cut = any(survivors.cut(name) for name in (*node.inputs, *node.outputs) if name)
+        if cut or met.intersection(node.outputs):
+            found.append(node.op_type)
+            met.update(name for name in node.inputs if not graph.tracer.traces[0].fields.get(name))
+    return tuple(found)

@@ -62,7 +62,9 @@ class T:
     def kind(self) -> str:
         if self.rank == 2:
             return "flat"
-        return f"map{self.rank - 2}" if self.c == 1 else "last"
+        if self.c == 1:
+            return f"map{self.rank - 2}"
+        return "last" if self.c == self.rank - 1 else "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +333,9 @@ class Builder(Chooser):
 
 
 def _info(t: T, name: bool = True) -> onnx.ValueInfoProto:
-    """Name and type; an open batch is called N, other open sizes after their axis."""
-    symbols = {0: "N"}
+    """Name and type; an open batch is called N, other open sizes of inputs after their axis."""
     dims: list[int | str | None] = [
-        (symbols.get(axis, f"{t.name}_{axis}") if name else None) if isinstance(size, Open) else size
+        (("N" if axis == 0 else f"D{axis}") if name else None) if isinstance(size, Open) else size
         for axis, size in enumerate(t.shape)
     ]
     return helper.make_tensor_value_info(

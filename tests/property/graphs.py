@@ -12,7 +12,7 @@ import tests.property.pointwise
 import tests.property.spatial  # noqa: F401  (these register their motifs)
 from tests.property.builder import Builder, Open, T
 from tests.property.choices import Choices, Dice, Drawn
-from tests.property.layers import bent, conv, gemm, layer, matmul
+from tests.property.layers import bent, channels_last, conv, gemm, layer, matmul
 from tests.property.motifs import ANY, MOTIFS, Motif, motifs_of
 from tests.property.pointwise import activation
 
@@ -23,9 +23,9 @@ def random_model(seed: int, focus: str | None = None) -> onnx.ModelProto:
 
 
 @st.composite
-def models(draw: st.DrawFn, focus: str | None = None) -> onnx.ModelProto:
+def models(draw: st.DrawFn) -> onnx.ModelProto:
     """Models whose choices hypothesis makes, and shrinks."""
-    return build(Drawn(draw), focus)
+    return build(Drawn(draw), draw(st.sampled_from([None, *known_ops()])))
 
 
 def build(choices: Choices, focus: str | None = None) -> onnx.ModelProto:
@@ -100,17 +100,11 @@ def _reader(b: Builder, x: T) -> T:
     out = b.pick((5, 3))
     if x.rank == 2:
         return gemm(b, x, out) if b.one_in(2) else matmul(b, x, out)
-    if x.kind == "last" or x.c != 1:
-        return matmul(b, _channels_last(b, x), out)
+    if x.kind in ("last", "other"):
+        return matmul(b, channels_last(b, x), out)
     if x.rank > 5 or b.one_in(3):
         return _pooled(b, x, out)
     return conv(b, x, out)
-
-
-def _channels_last(b: Builder, x: T) -> T:
-    if x.c == x.rank - 1:
-        return x
-    return b.transpose(x, [*(a for a in range(x.rank) if a != x.c), x.c])
 
 
 def _pooled(b: Builder, x: T, out: int) -> T:

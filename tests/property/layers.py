@@ -25,8 +25,34 @@ def layer(b: Builder, x: T, out: int | None = None) -> T:
             return gemm(b, x, out) if b.one_in(2) else matmul(b, x, out)
         case "last":
             return matmul(b, x, out)
+        case "other":
+            return matmul(b, channels_last(b, x), out)
         case _:
             return conv(b, x, out, kernel=b.pick((1, 3)))
+
+
+def channels_last(b: Builder, x: T) -> T:
+    if x.c == x.rank - 1:
+        return x
+    return b.transpose(x, [*(a for a in range(x.rank) if a != x.c), x.c])
+
+
+def elsewhere(b: Builder, x: T) -> None:
+    """One more output of the model that reads all channels."""
+    b.output(layer(b, x, 3))
+
+
+def joined(b: Builder, x: T, y: T) -> T:
+    """What was made of x goes on with it, instead of it, or meets it behind a layer each."""
+    match b.pick(("added", "instead", "apart")):
+        case "added":
+            return b.op("Add", x, y, shape=x.shape)
+        case "instead":
+            if b.one_in(2):
+                elsewhere(b, x)
+            return y
+    out = width(b)
+    return b.op("Add", layer(b, x, out), layer(b, y, out))
 
 
 def bent(b: Builder, x: T) -> T:
@@ -108,7 +134,38 @@ def conv_transpose(b: Builder, x: T, op: str) -> T | None:
     return b.op("ConvTranspose", *inputs, shape=shape, group=group, strides=[stride] * dims)
 
 
+@motif("Conv", "ConvTranspose", on=MAPS)
+def convolved_with_data(b: Builder, x: T, op: str) -> T:
+    """The weight comes from outside, so nothing may be cut here, but the data goes on."""
+    elsewhere(b, x)
+    out = 5
+    shape = (out, x.channels) if op == "Conv" else (x.channels, out)
+    w = b.input((*shape, *(1,) * (x.rank - 2)), c=0)
+    return b.op(op, x, w, shape=[x.shape[0], out, *x.shape[2:]])
+
+
+@motif("Conv", on=("map2",))
+def channels_as_space(b: Builder, x: T, op: str) -> T | None:
+    """A convolution slides over what were the channels."""
+    if isinstance(x.shape[2], Open):
+        return None
+    elsewhere(b, x)
+    y = replace(b.transpose(x, (0, 2, 1, 3)), c=1)
+    return conv(b, y, width(b), kernel=3)
+
+
 # -- products ------------------------------------------------------------------------------------
+
+
+@motif("MatMul", "Gemm", on=("flat",))
+@motif("MatMul", on=("last",))
+def multiplied_with_data(b: Builder, x: T, op: str) -> T:
+    """The other matrix comes from outside."""
+    elsewhere(b, x)
+    w = b.input((x.channels, 5), c=0)
+    if op == "Gemm" and b.opset < 11:
+        return b.op(op, x, w, vector(b, 5), shape=[x.shape[0], 5])
+    return b.op(op, x, w, shape=[*x.shape[:-1], 5])
 
 
 def matmul(b: Builder, x: T, out: int) -> T:
@@ -237,7 +294,7 @@ def attention(b: Builder, x: T, op: str) -> T | None:
     """Heads as (h, d) or (d, h), q k v separate or fused, softmax or linear."""
     if x.rank != 3:
         return None
-    heads, each = b.pick((2, 4)), b.pick((4, 6))
+    heads, each = b.pick((2, 4)), b.pick((4, 6, 2))
     q, k, v = _projections(b, x, heads, each)
     if b.one_in(4):
         y = _linear_attention(b, q, k, v)

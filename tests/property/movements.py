@@ -108,8 +108,10 @@ def tiled(b: Builder, x: T, op: str) -> T | None:
 
 @motif("DepthToSpace", on=("map2",))
 def pixel_shuffle(b: Builder, x: T, op: str) -> T | None:
-    if x.channels % 4 or x.channels < 8 or max(x.shape[2:]) > 8:
+    if max(x.shape[2:]) > 8:
         return None
+    if x.channels % 4 or x.channels < 8:
+        x = layer(b, x, b.pick((16, 8)))
     mode = {"mode": b.pick(("DCR", "CRD"))} if b.opset >= 11 else {}
     shape = [x.shape[0], x.channels // 4, x.shape[2] * 2, x.shape[3] * 2]
     return b.op("DepthToSpace", x, shape=shape, blocksize=2, **mode)

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import helper
 
 from tests.property.builder import Builder, Open, T
-from tests.property.layers import layer
+from tests.property.layers import joined, layer
 from tests.property.motifs import ANY, MAPS, motif
 from tests.property.weights import operand, vector, weight
 
@@ -178,7 +178,7 @@ def compared(b: Builder, x: T, op: str) -> T:
     right: T | str = operand(b, x) if b.one_in(2) else layer(b, x, x.channels)
     condition = b.op(op, x, right, shape=x.shape, dtype=np.bool_)
     number = b.op("Add", b.cast(condition, b.real), b.scalar(0.5))
-    return b.op("Mul", x, number)
+    return joined(b, x, number)
 
 
 @motif("And", "Or", "Xor", "Not", on=ANY, since=9)
@@ -193,7 +193,7 @@ def combined(b: Builder, x: T, op: str) -> T | None:
             free = [1 if isinstance(s, Open) else s for s in x.shape]
             second = b.initializer(b.rng.random(free) < 0.5)
         found = b.op(op, *b.shuffled([first, second]), shape=x.shape, c=x.c, dtype=np.bool_)
-    return b.op("Add", x, b.cast(found, b.real))
+    return joined(b, x, b.cast(found, b.real))
 
 
 @motif("Where", on=ANY, since=9)
@@ -213,7 +213,7 @@ def selected(b: Builder, x: T, op: str) -> T:
 
 def _whole(b: Builder, x: T, dtype: type[np.generic]) -> T:
     """Data as small positive integers."""
-    return b.cast(b.op("Mul", b.op("Sigmoid", x), b.scalar(50)), dtype)
+    return b.cast(b.op("Mul", b.op("Sigmoid", b.op("Tanh", x)), b.scalar(50)), dtype)
 
 
 @motif("BitShift", on=ANY, since=11)
@@ -232,7 +232,7 @@ def bits(b: Builder, x: T, op: str) -> T:
         if op == "BitShift" and isinstance(other, T):
             other = b.initializer(np.asarray(2, dtype))
         y = b.op(op, y, other, **attributes)
-    return b.op("Add", x, b.op("Mul", b.cast(y, b.real), b.scalar(0.05)))
+    return joined(b, x, b.op("Mul", b.cast(y, b.real), b.scalar(0.05)))
 
 
 @motif("QuantizeLinear", "DequantizeLinear", on=ANY, since=10)
@@ -273,7 +273,7 @@ def plus_ones(b: Builder, x: T, op: str) -> T:
     shape = b.op("Shape", x, shape=[x.rank], c=0, dtype=np.int64)
     value = helper.make_tensor("", helper.np_dtype_to_tensor_dtype(np.dtype(b.real)), [1], [1.0])
     ones = b.op("ConstantOfShape", shape, shape=x.shape, c=x.c, dtype=x.dtype, value=value)
-    return b.op("Add", x, ones)
+    return joined(b, x, ones)
 
 
 @motif("Range", on=ANY, since=11)
@@ -286,7 +286,7 @@ def plus_positions(b: Builder, x: T, op: str) -> T | None:
     return b.op("Add", x, b.op("Mul", b.cast(positions, b.real), b.scalar(0.1)))
 
 
-@motif("RandomNormal", "RandomUniform", on=ANY)
+@motif("RandomNormal", "RandomUniform", on=ANY, until=21)  # no newer ones in ONNX Runtime
 def plus_noise(b: Builder, x: T, op: str) -> T | None:
     """Noise of a fixed shape, the same in every run."""
     if any(isinstance(s, Open) for s in x.shape[1:]):
@@ -298,14 +298,25 @@ def plus_noise(b: Builder, x: T, op: str) -> T | None:
     return b.op("Add", x, noise)
 
 
-@motif("RandomNormalLike", "RandomUniformLike", on=ANY)
+@motif("RandomNormalLike", "RandomUniformLike", on=ANY, until=21)
 def plus_noise_like(b: Builder, x: T, op: str) -> T:
-    return b.op("Add", x, b.op(op, x, seed=1.0))
+    """Noise in the shape of the data, which then stays, or of what no cut reaches."""
+    if b.one_in(3):
+        return joined(b, x, b.op(op, x, seed=1.0))
+    return b.op("Add", x, b.op(op, _one_channel(b, x), seed=1.0), shape=x.shape)
+
+
+def _one_channel(b: Builder, x: T) -> T:
+    """The same with a single channel."""
+    y = layer(b, x, 1)
+    return b.op("Tanh", y)
 
 
 @motif("EyeLike", on=("flat",), since=9)
 def plus_identity(b: Builder, x: T, op: str) -> T:
-    return b.op("Add", x, b.op("EyeLike", x))
+    if b.one_in(3):
+        return joined(b, x, b.op("EyeLike", x))
+    return b.op("Add", x, b.op("EyeLike", _one_channel(b, x)), shape=x.shape)
 
 
 @motif("Custom", on=ANY)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.property.builder import Builder, Open, T
-from tests.property.layers import layer
+from tests.property.layers import elsewhere, joined, layer
 from tests.property.motifs import ANY, MAPS, motif
 from tests.property.pointwise import positive
 from tests.property.weights import vector, weight
@@ -90,7 +90,7 @@ def layer_norm(b: Builder, x: T, op: str) -> T | None:
     inputs = [x, weight(b, b.factors(*shape))]
     if op == "LayerNormalization" and b.one_in(2):
         inputs.append(weight(b, b.factors(*shape)))
-    return b.op(op, *inputs, axis=axis)
+    return joined(b, x, b.op(op, *inputs, axis=axis))
 
 
 @motif("Softmax", "LogSoftmax", "Hardmax", on=ANY)
@@ -99,7 +99,7 @@ def softmax(b: Builder, x: T, op: str) -> T | None:
     if op == "Hardmax" and b.real is np.float16:
         return None
     y = b.op(op, x, axis=b.pick((axis, axis - x.rank)) if b.opset >= 11 else axis)
-    return b.op("Add", x, y)
+    return joined(b, x, y)
 
 
 @motif("CumSum", on=ANY, since=11)
@@ -109,14 +109,14 @@ def cumulative_sum(b: Builder, x: T, op: str) -> T | None:
     axis = b.integer(1, x.rank - 1)
     along = b.initializer(np.asarray(b.pick((axis, axis - x.rank)), np.int64))
     y = b.op("CumSum", x, along, exclusive=b.integer(0, 1), reverse=b.integer(0, 1))
-    return b.op("Mul", y, b.scalar(0.3))
+    return joined(b, x, b.op("Mul", y, b.scalar(0.3)))
 
 
 @motif("LRN", on=("map2",))
 def response(b: Builder, x: T, op: str) -> T:
     """Over channels, which stay, or (transposed) over rows."""
     if b.one_in(2):
-        return b.op("LRN", x, size=3, alpha=0.5)
+        return joined(b, x, b.op("LRN", x, size=3, alpha=0.5))
     y = b.op("LRN", b.transpose(x, (0, 2, 1, 3)), size=3, alpha=0.5)
     return b.transpose(y, (0, 2, 1, 3))
 
@@ -125,7 +125,7 @@ def response(b: Builder, x: T, op: str) -> T:
 def lp_norm(b: Builder, x: T, op: str) -> T:
     axis = b.integer(1, x.rank - 1)
     y = b.op("LpNormalization", x, axis=b.pick((axis, axis - x.rank)), p=b.pick((2, 1)))
-    return b.op("Mul", y, b.scalar(3.0))
+    return joined(b, x, b.op("Mul", y, b.scalar(3.0)))
 
 
 @motif("MeanVarianceNormalization", on=("map2",), since=9)
@@ -159,7 +159,9 @@ def pool(b: Builder, x: T, op: str) -> T | None:
 @motif("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", on=MAPS)
 def global_pool(b: Builder, x: T, op: str) -> T:
     y = b.op(op, x, shape=[*x.shape[:2], *(1,) * (x.rank - 2)])
-    return b.op("Add", x, y)
+    if b.one_in(2):
+        return b.op("Tanh", y)
+    return b.op("Add", x, b.op("Tanh", y), shape=x.shape)
 
 
 # -- reductions -----------------------------------------------------------------------------------------
@@ -211,6 +213,8 @@ def position_of_largest(b: Builder, x: T, op: str) -> T | None:
         return None
     axis = b.pick((*x.others, x.c))
     shape = [1 if a == axis else s for a, s in enumerate(x.shape)]
+    if axis == x.c and b.one_in(2):
+        elsewhere(b, x)
     found = b.op(op, x, shape=shape, dtype=np.int64, axis=axis, keepdims=1)
     return b.op("Add", x, b.op("Mul", b.cast(found, b.real), b.scalar(0.3)), shape=x.shape)
 
@@ -229,6 +233,8 @@ def largest(b: Builder, x: T, op: str) -> T | None:
         values, indices = b.node("TopK", [x], outputs, axis=axis, k=2)
     else:
         values, indices = b.node("TopK", [x, b.ints(2)], outputs, axis=axis)
+    if axis == x.c and b.one_in(2):
+        elsewhere(b, x)
     if b.one_in(2):
         return values
     return b.op("Add", values, b.op("Mul", b.cast(indices, b.real), b.scalar(0.2)))
@@ -269,6 +275,8 @@ def _doubled_by_shape(b: Builder, x: T, shape: Sequence[int], mode: str) -> T:
 def padded(b: Builder, x: T, op: str) -> T | None:
     """Around space or channels, with a constant, a mirror or the edge."""
     axes = [x.c] if b.one_in(3) else [b.pick(x.others)]
+    if x.c in axes and b.one_in(2):
+        elsewhere(b, x)
     mode = b.pick(("constant", "reflect", "edge"))
     if any(x.shape[a] < 3 for a in axes):
         return None
@@ -303,6 +311,7 @@ def sampled_at_computed_places(b: Builder, x: T, op: str) -> T | None:
     if b.real is not np.float32:
         return None
     places = b.op("Tanh", layer(b, x, 2))
+    elsewhere(b, places)
     grid = b.transpose(places, (0, 2, 3, 1))
     mode = "bilinear" if b.opset < 20 else "linear"
     shape = [*x.shape[:2], *places.shape[2:]]

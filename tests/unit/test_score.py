@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from onnxprune.analyse import analyse
+from onnxprune.errors import UsageError
+from onnxprune.groups import DependencyGraph
+from onnxprune.score import METHODS, choose, score
+from onnxprune.select import select
+from onnxprune.types import ChannelGroup
+from tests.small import array, conv_chain, parsed
+
+RNG = np.random.default_rng(0)
+
+
+def group_of(graph: DependencyGraph, tensor: str) -> ChannelGroup:
+    return next(group for group in graph.prunable if group.producers[0].tensor == tensor)
+
+
+def gone(graph: DependencyGraph, method: str, tensor: str, ratio: float = 0.5) -> set[int]:
+    group = group_of(graph, tensor)
+    plan = select(graph, score(graph, method), ratio=ratio)
+    return set(range(group.size)) - set(plan.keep[group.id].tolist())
+
+
+def lowest(values: np.ndarray, count: int) -> set[int]:
+    return set(np.argsort(values, kind="stable")[:count].tolist())
+
+
+def float32(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------- each method
+
+
+def test_bn_scale_cuts_the_smallest_scales() -> None:
+    model = conv_chain()
+    graph = analyse(model)
+    for number, width in enumerate((8, 12)):
+        gamma = np.abs(array(model, f"gamma{number}"))
+        assert gone(graph, "bn_scale", f"w{number}") == lowest(gamma, width // 2)
+
+
+@pytest.mark.parametrize(("method", "order"), [("l1", 1), ("l2", 2)])
+def test_filter_norms_cut_the_smallest_filters(method: str, order: int) -> None:
+    model = conv_chain(bn=False)
+    graph = analyse(model)
+    for number, width in enumerate((8, 12)):
+        filters = array(model, f"w{number}").reshape(width, -1).astype(np.float64)
+        norms = np.linalg.norm(filters, order, axis=1)
+        assert gone(graph, method, f"w{number}") == lowest(norms, width // 2)
+        values = score(graph, method)[group_of(graph, f"w{number}").id]
+        np.testing.assert_allclose(values, norms, rtol=1e-6)
+
+
+def test_bn_l1_is_the_norm_of_the_folded_filter() -> None:
+    model = conv_chain()
+    graph = analyse(model)
+    scale = np.abs(array(model, "gamma0")) / np.sqrt(array(model, "var0") + 1e-5)
+    folded = array(model, "w0") * scale[:, None, None, None]
+    values = score(graph, "bn_l1")[group_of(graph, "w0").id]
+    np.testing.assert_allclose(values, np.abs(folded).sum(axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_bn_l1_is_plain_l1_where_two_normalisations_follow() -> None:
+    v = np.abs(float32(8)) + 0.5
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {c = Conv(x, w)\n"
+        "a = BatchNormalization(c, s, b, m, v) d = BatchNormalization(c, t, b2, m2, v2)\n"
+        "e = Add(a, d) y = Conv(e, u)}",
+        w=float32(8, 3, 1, 1), u=float32(2, 8, 1, 1), s=float32(8), t=float32(8), b=float32(8),
+        m=float32(8), v=v, b2=float32(8), m2=float32(8), v2=v,
+    )  # fmt: skip
+    graph = analyse(model)
+    number = group_of(graph, "w").id
+    np.testing.assert_array_equal(score(graph, "bn_l1")[number], score(graph, "l1")[number])
+    both = (np.abs(array(model, "s").astype(np.float64)) + np.abs(array(model, "t"))) / 2
+    np.testing.assert_allclose(score(graph, "bn_scale")[number], both)
+
+
+def test_random_depends_on_the_seed_and_differs_between_groups() -> None:
+    graph = analyse(conv_chain((3, 8, 8, 8)))
+    first, again, other = (score(graph, "random", seed=seed) for seed in (1, 1, 2))
+    ids = list(first)
+    for number in ids:
+        np.testing.assert_array_equal(first[number], again[number])
+        assert not np.array_equal(first[number], other[number])
+    assert not np.array_equal(first[ids[0]], first[ids[1]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_importance_is_float64_for_every_group(method: str) -> None:
+    graph = analyse(conv_chain())
+    found = score(graph, method)
+    assert found.method == method
+    assert set(found) == {group.id for group in graph.prunable}
+    for group in graph.prunable:
+        assert found[group.id].dtype == np.float64
+        assert found[group.id].shape == (group.size,)
+
+
+# ------------------------------------------------------------------------------ odd weights
+
+
+def test_producers_of_a_residual_stream_add_up() -> None:
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {a = Conv(x, w) r = Relu(a)\n"
+        "b = Conv(r, u) s = Add(a, b) y = Conv(s, v)}",
+        w=float32(6, 3, 1, 1), u=float32(6, 6, 1, 1), v=float32(2, 6, 1, 1),
+    )  # fmt: skip
+    graph = analyse(model)
+    wanted = sum(np.abs(array(model, n)).sum(axis=(1, 2, 3)) for n in "wu")
+    np.testing.assert_allclose(score(graph, "l1")[group_of(graph, "w").id], wanted, rtol=1e-6)
+
+
+def test_depthwise_filter_counts_with_its_producer() -> None:
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y)\n"
+        "{a = Conv(x, w) d = Conv<group=6,pads=[1,1,1,1]>(a, k) y = Conv(d, v)}",
+        w=float32(6, 3, 1, 1), k=float32(6, 1, 3, 3), v=float32(2, 6, 1, 1),
+    )  # fmt: skip
+    graph = analyse(model)
+    wanted = sum(np.abs(array(model, n)).sum(axis=(1, 2, 3)) for n in "wk")
+    np.testing.assert_allclose(score(graph, "l1")[group_of(graph, "w").id], wanted, rtol=1e-6)
+
+
+def test_quantized_weight_is_ranked_by_its_real_values() -> None:
+    stored = RNG.integers(-100, 100, (6, 3, 1, 1)).astype(np.int8)
+    scale, zero = np.linspace(0.1, 1, 6, dtype=np.float32), np.arange(6, dtype=np.int8)
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y)\n"
+        "{w = DequantizeLinear<axis=0>(q, s, z) a = Conv(x, w) y = Conv(a, v)}",
+        q=stored, s=scale, z=zero, v=float32(2, 6, 1, 1),
+    )  # fmt: skip
+    graph = analyse(model)
+    real = (stored.astype(np.float64) - zero[:, None, None, None]) * scale[:, None, None, None]
+    values = score(graph, "l1")[group_of(graph, "q").id]
+    np.testing.assert_allclose(values, np.abs(real).sum(axis=(1, 2, 3)))
+
+
+def test_half_precision_norms_do_not_underflow() -> None:
+    tiny = np.full((4, 3, 1, 1), 1e-5, np.float16)
+    model = parsed(
+        "g (float16[1,3,4,4] x) => (float16[1,2,4,4] y) {a = Conv(x, w) y = Conv(a, v)}",
+        w=tiny, v=float32(2, 4, 1, 1).astype(np.float16),
+    )  # fmt: skip
+    graph = analyse(model)
+    assert (score(graph, "l2")[group_of(graph, "w").id] > 1e-5).all()
+
+
+def test_nan_is_named_once_and_ranks_lowest(caplog: pytest.LogCaptureFixture) -> None:
+    model = conv_chain(bn=False)
+    broken = array(model, "w0").copy()
+    broken[3, 0, 0, 0] = np.nan
+    model.proto.graph.initializer[0].raw_data = broken.tobytes()
+    graph = analyse(model)
+    with caplog.at_level(logging.WARNING, "onnxprune"):
+        assert 3 in gone(graph, "l1", "w0", 1 / 8)
+    assert [r.message for r in caplog.records] == ["weight 'w0' holds NaN/Inf"]
+
+
+# --------------------------------------------------------------------------- auto, functions
+
+
+def test_auto_takes_scales_where_every_group_has_them() -> None:
+    graph = analyse(conv_chain())
+    assert choose(graph) == ("bn_scale", "every group has BatchNormalization scales")
+    assert score(graph).method == "bn_scale"
+
+
+def test_auto_says_that_normalisation_was_folded() -> None:
+    method, why = choose(analyse(conv_chain(bn=False)))
+    assert method == "l1"
+    assert "folded by the exporter" in why
+
+
+def test_auto_takes_folded_norms_where_only_some_groups_have_scales() -> None:
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {a = Conv(x, w)\n"
+        "n = BatchNormalization(a, s, b, m, v) c = Conv(n, u) y = Conv(c, t)}",
+        w=float32(6, 3, 1, 1), u=float32(5, 6, 1, 1), t=float32(2, 5, 1, 1), s=float32(6),
+        b=float32(6), m=float32(6), v=np.abs(float32(6)) + 1,
+    )  # fmt: skip
+    graph = analyse(model)
+    method, why = choose(graph)
+    assert method == "bn_l1"
+    assert why.startswith("1 of 2 groups")
+
+
+def test_groups_without_a_scale_are_ranked_by_l1_and_said_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    graph = analyse(conv_chain(bn=False))
+    with caplog.at_level(logging.WARNING, "onnxprune"):
+        found = score(graph, "bn_scale")
+    for number, values in score(graph, "l1").items():
+        np.testing.assert_array_equal(found[number], values)
+    assert "2 of 2 groups have no BatchNormalization scale" in caplog.text
+
+
+def test_function_gives_the_importance() -> None:
+    graph = analyse(conv_chain())
+
+    def backwards(group: ChannelGroup, _: DependencyGraph) -> np.ndarray:
+        return np.arange(group.size, 0, -1)
+
+    found = score(graph, backwards)
+    assert found.method == "backwards"
+    plan = select(graph, found, ratio=0.5)
+    group = group_of(graph, "w0")
+    np.testing.assert_array_equal(plan.keep[group.id], np.arange(4))
+
+
+def test_function_with_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"gave shape \(1,\) for group 'w0'"):
+        score(analyse(conv_chain()), lambda *_: np.zeros(1))
+
+
+def test_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="give one of auto, bn_scale"):
+        score(analyse(conv_chain()), "magic")
