@@ -215,7 +215,7 @@ class Grouping:
         producing = self._flag(self.tracer.producing)
         consuming = self._flag(self.tracer.consuming | self.tracer.contracted)
         frozen = self.table.frozen.copy()
-        self._freeze_unequal(found, frozen)
+        self._freeze_unequal(found, frozen, producing & consuming)
         rows, slots = self._rows(found)
         state = _Components(signature, producing, consuming, frozen, rows)
         groups = self._groups(members, state)
@@ -263,13 +263,15 @@ class Grouping:
         flagged[self.labels[np.flatnonzero(slots)]] = True
         return flagged
 
-    def _freeze_unequal(self, found: Sequence[Constraint], frozen: BoolArray) -> None:
-        """Rows of which unequal shares are kept for ever cannot be cut evenly: keep them whole."""
+    def _freeze_unequal(
+        self, found: Sequence[Constraint], frozen: BoolArray, used: BoolArray
+    ) -> None:
+        """Rows of which unequal shares stay for ever cannot be cut evenly: keep them whole."""
         changed = True
         while changed:
             changed = False
             for constraint in found:
-                stays = frozen[constraint.labels] | (constraint.labels == 0)
+                stays = (frozen | ~used)[constraint.labels] | (constraint.labels == 0)
                 counts = stays.sum(axis=1)
                 if counts.any() and not (counts == counts[0]).all():
                     free = np.unique(constraint.labels[~stays])

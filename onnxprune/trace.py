@@ -124,7 +124,10 @@ class Tracer:
         self.consuming = _mark(size, [s for walk in walks for s in walk.consumed])
         self.contracted = _mark(size, [-s for walk in walks for s in walk.contracted])
         self.inexact = _mark(size, [-s for walk in walks for s in walk.inexact])
-        self.heads = _mark(size, [-s for walk in walks for s in walk.heads])
+        # Once a head is tied whole nothing marks it again, so what was seen stays seen.
+        heads = _mark(size, [-s for walk in walks for s in walk.heads])
+        heads[: self.heads.size] |= self.heads
+        self.heads = heads
         self.effective = _mark(size, [a, b, *(s for walk in walks for s in walk.touched)])
         self.effective |= self.producing | self.consuming
         self.reasons = [*self.reasons, *freezes]
