@@ -109,14 +109,20 @@ def random_keep(
 def staggered_keep(found: DependencyGraph, phase: int) -> Mapping[int, IntArray]:
     """Half of every cell, in turn its first and its last units: rows that keep unlike positions.
 
-    A movement that puts survivors out of order when rows differ does so here.
+    First and last as the grid has them, so that a movement which puts survivors out of order when
+    rows differ does so here.
     """
+    place = np.arange(found.tracer.table.size)
+    for constraint in reversed(constraints(found.tracer)):
+        columns = np.broadcast_to(np.arange(constraint.labels.shape[1]), constraint.labels.shape)
+        place[constraint.labels.reshape(-1)] = columns.reshape(-1)
     keep = {group.id: np.ones(group.size, np.bool_) for group in found.prunable}
     for balance in found.balance_sets:
         for number, cell in enumerate(balance.cells):
             drop = units_to_drop(cell, balance.step, 0.5)
             low = (number + phase) % 2 == 0
-            units = np.sort(cell.units)
+            classes = found.groups[cell.group].classes[cell.units]
+            units = cell.units[np.argsort(place[classes], kind="stable")]
             keep[cell.group][units[:drop] if low else units[units.size - drop :]] = False
     return {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
 

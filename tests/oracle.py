@@ -222,11 +222,6 @@ def plan_without(graph: DependencyGraph, gone: Mapping[int, Sequence[int]]) -> P
     return PruningPlan(graph, keep)
 
 
-def plans(graph: DependencyGraph, seed: int) -> Sequence[PruningPlan]:
-    """Half of everything, and one plan with random numbers."""
-    return plan_at(graph, 0.5, seed), plan_at_random(graph, seed + 1)
-
-
 def touched(plan: PruningPlan) -> tuple[str, ...]:
     """Operators that read or write a tensor of which something goes, or what meets one.
 

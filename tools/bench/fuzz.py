@@ -56,10 +56,12 @@ class State:
         path.write_text(json.dumps(vars(self), indent=1))
 
 
-def model_of(seed: int) -> onnx.ModelProto:
-    """The graph of a seed; every operator is in focus in turn."""
+def focus_of(seed: int, operators: Counter[str]) -> str:
+    """The operator a graph is to have: each in turn, and every other time the rarest so far."""
     names = known_ops()
-    return random_model(seed, names[seed % len(names)])
+    if seed % 2:
+        return min(names, key=lambda name: (operators[name], (names.index(name) + seed) % 7))
+    return names[seed // 2 % len(names)]
 
 
 def check(proto: onnx.ModelProto, seed: int, state: State) -> None:
@@ -89,7 +91,8 @@ def run(state: State, count: int, folder: Path) -> None:
     """Check ``count`` more graphs."""
     for number in range(count):
         seed = state.next_seed
-        proto = model_of(seed)
+        focus = focus_of(seed, state.operators)
+        proto = random_model(seed, focus)
         try:
             check(proto, seed, state)
         except Exception as error:  # noqa: BLE001  (anything at all is a finding)
@@ -97,8 +100,8 @@ def run(state: State, count: int, folder: Path) -> None:
             state.findings.append(seed)
             onnx.save(proto, folder / f"{seed}.onnx")
             said = f"{type(error).__name__}: {error}"
-            (folder / f"{seed}.txt").write_text(f"seed {seed}\n{said}\n")
-            print(f"seed {seed}: {said[:300]}", flush=True)
+            (folder / f"{seed}.txt").write_text(f"random_model({seed}, {focus!r})\n{said}\n")
+            print(f"random_model({seed}, {focus!r}): {said[:300]}", flush=True)
         state.next_seed += 1
         if number % _SAVE_EVERY == 0:
             state.save(folder / "state.json")
