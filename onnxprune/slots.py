@@ -85,12 +85,12 @@ class SlotTable:
         return self.resolved[np.abs(slots)]
 
     def grow(self) -> None:
-        """Make room for slots born since the last call."""
+        """Make room for slots born since the last call, and for as many more."""
         if self.labels.size < self.size:
-            new = np.arange(self.labels.size, self.size)
+            new = np.arange(self.labels.size, 2 * self.size)
             self.labels = np.concatenate([self.labels, new])
             self.frozen = np.concatenate([self.frozen, np.zeros(new.size, np.bool_)])
-            self._refresh()
+            self.resolved = np.concatenate([self.resolved, -new])
 
     def _refresh(self) -> None:
         self.resolved = np.where(self.frozen[self.labels], 0, -self.labels)
@@ -98,7 +98,8 @@ class SlotTable:
     def merge(self, a: IntArray, b: IntArray, freeze: IntArray) -> bool:
         """Tie ``a`` to ``b`` element by element, freeze slots; tells whether anything changed."""
         self.grow()
-        before = self.resolved
+        self.labels, self.frozen = self.labels[: self.size], self.frozen[: self.size]
+        before = self.resolved[: self.size]
         old = self.labels
         self.labels = connect(self.labels, np.abs(a), np.abs(b))
         frozen = np.zeros_like(self.frozen)

@@ -106,7 +106,7 @@ class Survivors:
         boxes: set[int] = set()
         for name, labelled in self.trace.fields.items():
             for f in labelled:
-                if id(f) not in boxes and self._mask(f).any():
+                if id(f) not in boxes and len(fields.varying(f)) > 1 and self._mask(f).any():
                     boxes.add(id(f))
                     if not fields.rectangular(fields.Dead(self._mask(f), self.cut_axis(f))):
                         found.append(Misfit(f, name))
@@ -123,9 +123,10 @@ class Survivors:
 
     def _crossing(self, name: str, labelled: Sequence[IntArray]) -> list[Misfit]:
         """Two fields that share an axis must also leave a box together."""
-        masks = self.masks(name)
-        if len(masks) < 2:
+        axes = [axis for f in labelled for axis in fields.varying(f)]
+        if len(axes) == len(set(axes)):
             return []
+        masks = self.masks(name)
         shape = self.trace.env.shape(name)
         try:
             fields.survivors_shape(shape or (), masks)
