@@ -103,6 +103,9 @@ class _Surgeon:
             self.writer.write_ranges(ranges)
         for run in self.tracer.runs.values():
             self.writer.write_run(run)
+        for node in self.graph.nodes:
+            if node.op_type == "Squeeze" and self.first.cut(node.inputs[0]):
+                self.writer.write_squeeze(node)
 
     def _cut_constant(self, name: str, births: Sequence[tuple[Birth, BoolArray]]) -> None:
         shape = self.graph.constants[name].weight.shape

@@ -128,6 +128,22 @@ class SelectionWriter(Patcher):
             what = {"node": node.key, "input": 1}
             self.changes.append(Change(what, old.tolist(), new.tolist()))
 
+    def write_squeeze(self, node: Node) -> None:
+        """Squeeze without axes drops every axis of extent 1: say which, if a cut makes another."""
+        given = node.ints("axes") is not None or (len(node.inputs) > 1 and node.inputs[1])
+        before = self.first.trace.env.shape(node.inputs[0]) or ()
+        after = self.first.shape(node.inputs[0]) or ()
+        if given or before.count(1) == after.count(1):
+            return
+        axes = [axis for axis, size in enumerate(before) if size == 1]
+        proto = self.emitter.node(node)
+        if node.since < 13:
+            set_ints(proto, "axes", axes)
+        else:
+            del proto.input[1:]
+            proto.input.append(self.emitter.literal(f"{node.key}_axes", np.asarray(axes, np.int64)))
+        self.changes.append(Change({"node": node.key, "attribute": "axes"}, None, axes))
+
     def write_run(self, run: Run) -> None:
         """Write a run of movements as the one selection it is, if something in it went."""
         source = run.nodes[0].inputs[0]

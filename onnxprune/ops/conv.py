@@ -176,7 +176,8 @@ def _columns(
 def _all_tied(op: OpView, grid: IntArray) -> bool:
     """Whether every row is one coupled channel, so that only whole rows can go."""
     labels = op.births.classes(grid)
-    return grid.shape[1] > 1 and bool((labels == labels[:, :1]).all())
+    alike = grid.shape[1] > 1 and bool((labels == labels[:, :1]).all())
+    return alike and bool(labels.any())  # what stays for ever is alike too, but says nothing
 
 
 def _finish(op: OpView, made: IntArray) -> Iterator[Effect]:

@@ -87,7 +87,7 @@ def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
         if grid is None:
             return value, []
         labels = op.births.classes(grid)
-        if bool((labels == fields.first(labels, [axis])).all()):
+        if labels.any() and bool((labels == fields.first(labels, [axis])).all()):
             # Each entry goes whole or not at all, and then as an index of the batch axis.
             effects += [Tie(grid, row) for row in kept if row.shape[batch[0]] > 1]
         else:

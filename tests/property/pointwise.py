@@ -176,9 +176,19 @@ def compared(b: Builder, x: T, op: str) -> T:
     if b.real is np.float16:
         return None  # type: ignore[return-value]  # too coarse to compare
     right: T | str = operand(b, x) if b.one_in(2) else layer(b, x, x.channels)
-    condition = b.op(op, x, right, shape=x.shape, dtype=np.bool_)
+    left = x
+    if op == "Equal":  # what is seldom equal shows nothing
+        left = b.op("Floor", x)
+        right = b.op("Floor", right, shape=x.shape, c=x.c) if isinstance(right, T) else b.scalar(0)
+        if b.one_in(2):
+            right = b.initializer(b.rng.integers(-1, 1, _like_channels(x)).astype(b.real))
+    condition = b.op(op, left, right, shape=x.shape, dtype=np.bool_)
     number = b.op("Add", b.cast(condition, b.real), b.scalar(0.5))
     return joined(b, x, number)
+
+
+def _like_channels(x: T) -> tuple[int, ...]:
+    return tuple(size if axis == x.c else 1 for axis, size in enumerate(x.shape))
 
 
 @motif("And", "Or", "Xor", "Not", on=ANY, since=9)
