@@ -288,7 +288,7 @@ def shrink(
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
         from onnxprune import pipeline
 
-        written = output or model.with_name(f"{model.stem}.pruned.onnx")
+        written = output or model.parent / f"{model.stem}.pruned.onnx"
         _, report = pipeline.shrink(
             model,
             ratio=ratio,
@@ -422,6 +422,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = app(arguments, prog_name="onnxprune", standalone_mode=False)
+        if result == _INTERRUPTED:  # how newer typers hand an interruption on
+            raise KeyboardInterrupt
     except BrokenPipeError:
         # Whoever read the output has gone: that is no error of ours.
         with suppress(OSError):

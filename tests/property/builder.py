@@ -131,7 +131,7 @@ class Builder(Chooser):
         domain: str = "",
         **attributes: object,
     ) -> T:
-        """Append a node of one output; shape, channel axis and type default to the first input's."""
+        """Append a node of one output; shape, channel axis and type as the first input's."""
         first = next((x for x in inputs if isinstance(x, T)), None)
         shape = first.shape if shape is None and first else tuple(shape or ())
         c = (first.c if first else 0) if c is None else c
@@ -263,7 +263,7 @@ class Builder(Chooser):
     # -- reshapes ----------------------------------------------------------------------------------
 
     def reshape(self, x: T, dims: Sequence[int | At], c: int) -> T:
-        """Reshape with a literal target, one of 0 and -1, or one computed from the shape of ``x``."""
+        """Reshape with a literal target, one of 0 and -1, or one computed from the shape."""
         sizes = [d.of(x.shape) if isinstance(d, At) else d for d in dims]
         style = self.pick(("literal", "marks", "computed"))
         parts: list[int | At] = []

@@ -125,7 +125,9 @@ def conv_transpose(b: Builder, x: T, op: str) -> T | None:
     if group is None:
         return None
     stride = 2 if max(x.shape[2:]) <= 8 and dims < 3 else 1
-    each = width(b) if style == "dense" else b.pick((1, 2)) if style == "depthwise" else b.pick((4, 3))
+    each = (
+        width(b) if style == "dense" else b.pick((1, 2)) if style == "depthwise" else b.pick((4, 3))
+    )
     fan = x.channels // group
     array = b.normal(x.channels, each, *(stride,) * dims, scale=math.sqrt(2 / fan))
     bias = [vector(b, each * group)] if b.one_in(2) else []
@@ -286,7 +288,7 @@ def embedding(b: Builder, x: T, op: str) -> T:
     return b.op("Add", layer(b, x, x.channels), looked_up)
 
 
-# -- attention ---------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 @motif("MatMul", on=("last",))
@@ -296,10 +298,8 @@ def attention(b: Builder, x: T, op: str) -> T | None:
         return None
     heads, each = b.pick((2, 4)), b.pick((4, 6, 2))
     q, k, v = _projections(b, x, heads, each)
-    if b.one_in(4):
-        y = _linear_attention(b, q, k, v)
-    else:
-        y = _softmax_attention(b, q, k, v, heads)
+    attend = _linear_attention if b.one_in(4) else _softmax_attention
+    y = attend(b, q, k, v)
     y = b.transpose(y, (0, 2, 1, 3))
     y = b.reshape(y, [at(0), at(1), b.pick((heads * each, at(2, 3)))], c=2)
     y = matmul(b, y, x.channels)
@@ -330,7 +330,7 @@ def _heads(b: Builder, x: T, heads: int, *, last: bool) -> T:
     return b.transpose(y, (0, 3, 1, 2))
 
 
-def _softmax_attention(b: Builder, q: T, k: T, v: T, heads: int) -> T:
+def _softmax_attention(b: Builder, q: T, k: T, v: T) -> T:
     shape = [*q.shape[:3], k.shape[2]]
     if b.one_in(2):
         q = b.op("Mul", q, b.scalar(1 / math.sqrt(4)))
@@ -339,7 +339,7 @@ def _softmax_attention(b: Builder, q: T, k: T, v: T, heads: int) -> T:
         scores = _divided_by_root(b, scores, q)
     free = [1 if isinstance(s, Open) else s for s in shape[2:]]
     if b.one_in(3):
-        table = b.normal(1, heads, *free)
+        table = b.normal(1, q.shape[1], *free)
         scores = b.op("Add", scores, weight(b, table))
     if b.opset >= 9 and b.one_in(4):
         mask = np.tril(np.ones(free, np.bool_))[None, None]
@@ -374,7 +374,7 @@ def grouped_query_attention(b: Builder, x: T, op: str) -> T | None:
     few, times, each = 2, 2, 4
     q = _heads(b, matmul(b, x, few * times * each), few * times, last=True)
     k, v = (_repeated(b, matmul(b, x, few * each), few, times) for _ in range(2))
-    y = _softmax_attention(b, q, k, v, few * times)
+    y = _softmax_attention(b, q, k, v)
     y = b.transpose(y, (0, 2, 1, 3))
     return matmul(b, b.reshape(y, [at(0), at(1), at(2, 3)], c=2), x.channels)
 

@@ -125,7 +125,7 @@ def pixel_unshuffle(b: Builder, x: T, op: str) -> T | None:
     return b.op("SpaceToDepth", x, shape=shape, blocksize=2)
 
 
-# -- slices ------------------------------------------------------------------------------------------
+# -- slices ----------------------------------------------------------------------------------------
 
 
 @motif("Slice", on=ANY)
@@ -188,7 +188,7 @@ def split_space(b: Builder, x: T, op: str) -> T | None:
     return b.op("Add", second, first, shape=second.shape)
 
 
-# -- gathers ----------------------------------------------------------------------------------------
+# -- gathers ---------------------------------------------------------------------------------------
 
 
 @motif("Gather", on=ANY)
@@ -232,7 +232,7 @@ def gathered_table(b: Builder, x: T, op: str) -> T | None:
     return b.reshape(y, [*dims[: x.c], at(x.c, x.c + 1), *dims[x.c + 2 :]], c=x.c)
 
 
-# -- joins ------------------------------------------------------------------------------------------
+# -- joins -----------------------------------------------------------------------------------------
 
 
 @motif("Concat", on=ANY)
@@ -276,8 +276,7 @@ def windows(b: Builder, x: T, op: str) -> T | None:
     """Windows are cut out of (N, H, W, C), attended to by position, and put back."""
     if x.rank != 4 or x.shape[1] % 2 or x.shape[2] % 2:
         return None
-    n, h, w, c = (at(a) for a in range(4))
-    y = b.reshape(x, [n, at(1, over=2), 2, at(2, over=2), 2, c], c=5)
+    y = b.reshape(x, [at(0), at(1, over=2), 2, at(2, over=2), 2, at(3)], c=5)
     y = b.transpose(y, (0, 1, 3, 2, 4, 5))
     y = b.reshape(y, [at(0, 1, 2), 4, at(5)], c=2)
     y = bent(b, layer(b, y, x.channels))

@@ -122,7 +122,7 @@ def not_a_number(b: Builder, x: T, op: str) -> T:
     return b.op("Add", b.cast(x, b.real), b.cast(found, b.real))
 
 
-# -- two operands ------------------------------------------------------------------------------------
+# -- two operands ----------------------------------------------------------------------------------
 
 
 @motif("Add", "Sub", "Mul", "Div", "Pow", "PRelu", on=ANY)
@@ -134,7 +134,7 @@ def with_constant(b: Builder, x: T, op: str) -> T:
     constant = operand(b, x, positive=op in ("Pow", "Div", "Mod", "PRelu"))
     attributes = {"fmod": 1} if op == "Mod" else {}
     operands: Sequence[T | str] = (safe, constant)
-    if op != "PRelu" and not (op == "Mod"):
+    if op not in ("PRelu", "Mod"):
         operands = b.shuffled(operands)
     if op in ("Sum", "Mean", "Max", "Min") and b.one_in(2):
         operands = [*operands, operand(b, x)]
@@ -152,8 +152,8 @@ def with_data(b: Builder, x: T, op: str) -> T:
     if op == "PRelu":
         other = b.op("Abs", other)
     elif b.one_in(4) and b.opset >= 8 and x.rank > 2:
-        other = b.op("ReduceMax", other, shape=[s if a in (0, x.c) else 1 for a, s in
-                     enumerate(x.shape)], **{"axes": x.others}) if b.opset < 18 else other  # fmt: skip
+        shape = [s if a in (0, x.c) else 1 for a, s in enumerate(x.shape)]
+        other = b.with_ints("ReduceMax", other, "axes", x.others, 18, shape=shape)
     operands = (x, other) if op in ("PRelu", "Mod", "Pow") else b.shuffled((x, other))
     attributes = {"fmod": 1} if op == "Mod" else {}
     return b.op(op, *operands, shape=x.shape, **attributes)
@@ -165,7 +165,7 @@ def slope_for_each_channel(b: Builder, x: T, op: str) -> T:
     return b.op("PRelu", x, weight(b, b.rng.uniform(0.1, 0.9, shape).astype(b.real)))
 
 
-# -- conditions ----------------------------------------------------------------------------------------
+# -- conditions ------------------------------------------------------------------------------------
 
 
 @motif("Greater", "Less", on=ANY, since=9)
@@ -218,7 +218,7 @@ def selected(b: Builder, x: T, op: str) -> T:
     return b.op("Where", condition, *chosen, shape=x.shape, c=x.c, dtype=x.dtype)
 
 
-# -- integers ------------------------------------------------------------------------------------------
+# -- integers --------------------------------------------------------------------------------------
 
 
 def _whole(b: Builder, x: T, dtype: type[np.generic]) -> T:
@@ -235,9 +235,8 @@ def bits(b: Builder, x: T, op: str) -> T:
     if op == "BitwiseNot":
         y = b.op(op, y)
     else:
-        constant = b.initializer(b.rng.integers(1, 4, (x.channels,)).astype(dtype))
-        lifted = constant if x.c == x.rank - 1 else b.initializer(
-            b.rng.integers(1, 4, (x.channels, *(1,) * (x.rank - 1 - x.c))).astype(dtype))  # fmt: skip
+        shape = (x.channels, *(1,) * (x.rank - 1 - x.c))
+        lifted = b.initializer(b.rng.integers(1, 4, shape).astype(dtype))
         other = b.pick((lifted, _whole(b, layer(b, x, x.channels), dtype)))
         if op == "BitShift" and isinstance(other, T):
             other = b.initializer(np.asarray(2, dtype))
@@ -258,7 +257,7 @@ def fake_quantization(b: Builder, x: T, op: str) -> T | None:
     return b.op("DequantizeLinear", q, *names, dtype=np.float32, **attributes)
 
 
-# -- numbers made from shapes ----------------------------------------------------------------------------
+# -- numbers made from shapes ----------------------------------------------------------------------
 
 
 @motif("Size", on=ANY)

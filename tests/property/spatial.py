@@ -21,7 +21,7 @@ def _spread(x: T, axes: Sequence[int]) -> int:
     return math.prod(x.shape[a] for a in axes)
 
 
-# -- norms ---------------------------------------------------------------------------------------------
+# -- norms -----------------------------------------------------------------------------------------
 
 
 @motif("BatchNormalization", on=(*MAPS, "flat"))
@@ -135,7 +135,7 @@ def mean_variance(b: Builder, x: T, op: str) -> T | None:
     return b.op("MeanVarianceNormalization", x, **({"axes": [2, 3]} if b.one_in(2) else {}))
 
 
-# -- pools ----------------------------------------------------------------------------------------------
+# -- pools -----------------------------------------------------------------------------------------
 
 
 @motif("MaxPool", "AveragePool", "LpPool", on=("map2", "map1"))
@@ -164,7 +164,7 @@ def global_pool(b: Builder, x: T, op: str) -> T:
     return b.op("Add", x, b.op("Tanh", y), shape=x.shape)
 
 
-# -- reductions -----------------------------------------------------------------------------------------
+# -- reductions ------------------------------------------------------------------------------------
 
 
 @motif("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
@@ -240,7 +240,7 @@ def largest(b: Builder, x: T, op: str) -> T | None:
     return b.op("Add", values, b.op("Mul", b.cast(indices, b.real), b.scalar(0.2)))
 
 
-# -- space ------------------------------------------------------------------------------------------------
+# -- space -----------------------------------------------------------------------------------------
 
 
 @motif("Upsample", on=("map2",), until=9)

@@ -29,7 +29,7 @@ def vector(b: Builder, size: int, *, positive: bool = False) -> str:
 
 
 def operand(b: Builder, x: T, *, positive: bool = False, rank: int | None = None) -> str:
-    """A constant that broadcasts to ``x``: along channels, along other axes, everywhere or nowhere."""
+    """A constant that broadcasts to ``x``: along channels, other axes, all of them, or none."""
     full = [1 if isinstance(s, Open) else s for s in x.shape]
     style = b.pick(("channels", "channels", "full", "some", "scalar"))
     if style == "scalar":

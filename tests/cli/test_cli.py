@@ -1,0 +1,379 @@
+"""The command line: exit codes, one line on stderr, stdout for results only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import cli, pipeline
+from onnxprune.cli import run
+from onnxprune.errors import InvariantError, MissingExtraError, UnsupportedModelError
+from tests.small import MODELS, conv_chain, parsed, reloaded
+
+ROOT = Path(__file__).resolve().parents[2]
+RESNET = MODELS / "fashion_resnet.onnx"
+
+
+@dataclass
+class Ran:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.out)
+        return found
+
+
+Call = Callable[..., Ran]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run a command line in a folder with chain.onnx and frozen.onnx."""
+    monkeypatch.chdir(tmp_path)
+    reloaded(conv_chain(), tmp_path / "chain.onnx")
+    one = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {y = Conv(x, w)}",
+        w=np.ones((2, 3, 1, 1), np.float32),
+    )
+    reloaded(one, tmp_path / "frozen.onnx")
+
+    def called(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return called
+
+
+BEFORE = {"chain.onnx", "frozen.onnx"}
+
+
+def left() -> set[str]:
+    return {path.name for path in Path().iterdir()}
+
+
+# ------------------------------------------------------------------------------------ it works
+
+
+def test_shrink_writes_beside_the_input_and_tells_it_last(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5)
+    assert (ran.code, ran.err) == (0, "")
+    assert left() == BEFORE | {"chain.pruned.onnx"}
+    *_, saved, after = ran.out.splitlines()
+    assert saved.startswith("saved chain.pruned.onnx · ")
+    assert "twin ok" in saved
+    assert after == "next: trtexec --onnx=chain.pruned.onnx"
+    onnx.checker.check_model("chain.pruned.onnx", full_check=True)
+
+
+def test_json_is_one_object_that_fits_its_schema_and_nothing_else(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5, "-o", "o.onnx", "--json")
+    found = ran.json()
+    schema = json.loads(call("schema", "report").out)
+    jsonschema.Draft202012Validator(schema).validate(found)
+    assert ran.err == ""
+    assert found["output"]["path"] == "o.onnx"  # type: ignore[index]  # JSON
+    assert found["verify"]["status"] == "passed"  # type: ignore[index]  # JSON
+
+
+def test_dry_run_writes_nothing(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5, "--dry-run", "--recipe-out", "r.json")
+    assert ran.code == 0
+    assert "nothing saved" in ran.out
+    assert left() == BEFORE
+
+
+def test_quiet_prints_nothing_and_verbose_lists_the_groups(call: Call) -> None:
+    quiet = call("shrink", "chain.onnx", "--ratio", 0.5, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    verbose = call("shrink", "chain.onnx", "--ratio", 0.5, "-v", "--force")
+    assert "4 of 8 removed" in verbose.out
+
+
+def test_recipe_repeats_a_run(call: Call) -> None:
+    call("shrink", "chain.onnx", "--ratio", 0.5, "-o", "a.onnx", "--recipe-out", "r.json")
+    by_file = call("shrink", "chain.onnx", "--recipe", "r.json", "-o", "b.onnx")
+    by_model = call("shrink", "chain.onnx", "--recipe", "a.onnx", "-o", "c.onnx")
+    assert by_file.code == by_model.code == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes() == Path("c.onnx").read_bytes()
+    schema = json.loads(call("schema", "recipe").out)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(Path("r.json").read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "shape"),
+    [
+        (["--round-to", "3"], (6, 3, 3, 3)),
+        (["--min-channels", "7"], (7, 3, 3, 3)),
+        (["--ignore", "w0"], (8, 3, 3, 3)),
+        (["--only", "c1", "--only", "w0"], (4, 3, 3, 3)),
+        (["--only", "c1"], (8, 3, 3, 3)),
+        (["--ratio-for", "w0=0.25"], (6, 3, 3, 3)),
+        (["--importance", "random", "--seed", "3"], (4, 3, 3, 3)),
+        (["--restore", "none", "--attention", "dims"], (4, 3, 3, 3)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flags_reach_the_selection(
+    flags: Sequence[str], shape: tuple[int, ...], call: Call
+) -> None:
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5, "-o", "o.onnx", "--verify", "twin", *flags)
+    assert (ran.code, ran.err) == (0, "")
+    assert onnxprune.load("o.onnx").weights()["w0"].shape == shape
+
+
+def test_global_scope_meets_its_budget(call: Call) -> None:
+    ran = call(
+        "shrink", "chain.onnx", "--ratio", 0.5, "--scope", "global", "--max-ratio", 0.8, "--json"
+    )
+    groups = [g for g in ran.json()["groups"] if g["frozen"] is None]  # type: ignore[attr-defined]  # JSON
+    assert sum(group["size"] - group["kept"] for group in groups) == 10
+
+
+def test_inspect_shows_groups_operators_and_one_group(call: Call) -> None:
+    assert "frozen: reaches output 'y'" in call("inspect", "chain.onnx").out
+    assert "Conv " in call("inspect", "chain.onnx", "--ops").out
+    for name in ("w1", "c1", "1"):
+        assert "group 1: 12 channels" in call("inspect", "chain.onnx", "--group", name).out
+    ran = call("inspect", "chain.onnx", "--group", "w1", "--ops", "--json").json()
+    assert [group["name"] for group in ran["groups"]] == ["w1"]  # type: ignore[attr-defined]  # JSON
+    assert {use["op_type"] for use in ran["operators"]} >= {"Conv", "Gemm"}  # type: ignore[attr-defined]  # JSON
+    assert call("inspect", "chain.onnx", "--csv", "g.csv", "-q").out == ""
+    assert Path("g.csv").read_text().splitlines()[1].startswith("0,channel,8,8,w0,w1")
+
+
+def test_compare_names_the_data(call: Call) -> None:
+    data = MODELS / "fashion_calib.npz"
+    ran = call("compare", RESNET, RESNET, "--data", data, "--json")
+    verify = ran.json()["verify"]
+    assert verify["inputs"] == "fashion_calib.npz, 256 samples"  # type: ignore[index]  # JSON
+    assert verify["drift"]["logits"]["snr_db"] is None  # type: ignore[index]  # JSON: infinite
+    assert "cosine 1.0000" in call("compare", RESNET, RESNET).out
+
+
+def test_nothing_to_cut_is_exit_0_with_a_warning_on_stderr(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--ratio", 0, "--json")
+    assert ran.code == 0
+    assert ran.err == "warning: nothing was cut: the ratio is 0\n"
+    assert ran.json()["warnings"] == ["nothing was cut: the ratio is 0"]
+    assert onnx.load("chain.onnx") == onnx.load("chain.pruned.onnx")
+
+
+def test_input_shape_may_have_a_colon_in_its_name(call: Call) -> None:
+    model = conv_chain(batch="N")
+    model.proto.graph.input[0].name = model.proto.graph.node[0].input[0] = "x:0"
+    reloaded(model, Path("odd.onnx"))
+    ran = call("inspect", "odd.onnx", "--input-shape", "x:0:5x3x8x8", "--json")
+    assert ran.json()["stand_ins"] == {"x:0": [5, 3, 8, 8]}
+
+
+def test_version_and_help_go_to_stdout(call: Call) -> None:
+    assert call("--version").out == f"onnxprune {onnxprune.__version__}\n"
+    assert "shrink" in call("--help").out
+    assert "--ratio" in call("shrink", "-h").out
+
+
+# ----------------------------------------------------------------------------------- it refuses
+
+
+SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "says"),
+    [
+        (2, (), "command"),
+        (2, ("frobnicate",), "frobnicate"),
+        (2, ("shrink",), "MODEL"),
+        (2, ("shrink", "chain.onnx"), "give one of --ratio and --recipe"),
+        (2, ("shrink", "chain.onnx", "--ratio"), "--ratio"),
+        (2, ("shrink", "chain.onnx", "--ratio", "half"), "--ratio"),
+        (2, ("shrink", "chain.onnx", "--ratio", "1"), "ratio is 1"),
+        (2, ("shrink", "chain.onnx", "--ratio", "-0.5"), "ratio is -0.5"),
+        (2, ("shrink", "chain.onnx", "--ratio", "nan"), "ratio is nan"),
+        (2, ("shrink", "chain.onnx", "--ratio", "inf"), "ratio is inf"),
+        (2, (*SHRINK, "--recipe", "r.json"), "give one of --ratio and --recipe"),
+        (2, ("shrink", "chain.onnx", "--recipe", "r.json"), "cannot read recipe 'r.json'"),
+        (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe"),
+        (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--scope", "global"), "--scope cannot"),
+        (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--round-to", "8"), "--round-to cannot"),
+        (2, (*SHRINK, "--scope", "all"), "--scope"),
+        (2, (*SHRINK, "--importance", "magic"), "--importance"),
+        (2, (*SHRINK, "--round-to", "0"), "--round-to"),
+        (2, (*SHRINK, "--round-to", "x"), "--round-to"),
+        (2, (*SHRINK, "--min-channels", "0"), "--min-channels"),
+        (2, (*SHRINK, "--max-ratio", "1.5"), "max-ratio is 1.5"),
+        (2, (*SHRINK, "--ignore", "nothing*"), "--ignore nothing* matches no node"),
+        (2, (*SHRINK, "--only", "nothing"), "--only nothing matches no node"),
+        (2, (*SHRINK, "--ratio-for", "w0"), "--ratio-for w0 is not GLOB=R"),
+        (2, (*SHRINK, "--ratio-for", "=0.5"), "--ratio-for =0.5 is not GLOB=R"),
+        (2, (*SHRINK, "--ratio-for", "w0=2"), "--ratio-for w0=2"),
+        (2, (*SHRINK, "--restore", "refit"), "--restore"),
+        (2, (*SHRINK, "--verify", "some"), "--verify"),
+        (2, (*SHRINK, "--verify", "twin", "--max-drift", "1"), "--max-drift needs --verify full"),
+        (2, (*SHRINK, "--min-cosine", "2"), "--min-cosine is 2"),
+        (2, (*SHRINK, "--seed", "-1"), "--seed"),
+        (2, (*SHRINK, "--input-shape", "x"), "is not NAME:1x3x224x224"),
+        (2, (*SHRINK, "--input-shape", "x:1xtwo"), "is not NAME:1x3x224x224"),
+        (2, (*SHRINK, "--input-shape", "x:0x3x8x8"), "is not NAME:1x3x224x224"),
+        (2, (*SHRINK, "--input-shape", "z:1x3x8x8"), "the model has no input 'z'"),
+        (2, (*SHRINK, "--input-shape", "x:1x3x8"), "has 4 dimensions, 3 were given"),
+        (2, (*SHRINK, "--input-shape", "x:2x3x8x8"), "is fixed at 1, not 2"),
+        (2, (*SHRINK, "--data", "missing.npz"), "no such file"),
+        (2, (*SHRINK, "--data", "chain.onnx"), "is not an .npz file"),
+        (2, (*SHRINK, "--data", "chain.onnx", "--verify", "none"), "data is for verification"),
+        (2, (*SHRINK, "--target", "macs=0.5"), "--target"),
+        (2, (*SHRINK, "-o", "chain.onnx"), "is the input itself"),
+        (2, (*SHRINK, "-o", "chain.onnx", "--force"), "is the input itself"),
+        (2, (*SHRINK, "-o", "frozen.onnx"), "give --force to overwrite it"),
+        (2, (*SHRINK, "-o", "."), "is a directory"),
+        (2, (*SHRINK, "-o", "no/such/folder.onnx"), "does not exist"),
+        (2, (*SHRINK, "-o", "o.onnx", "--recipe-out", "o.onnx"), "given for two outputs"),
+        (2, ("inspect", "chain.onnx", "--group", "nothing"), "names no channel group"),
+        (2, ("inspect", "chain.onnx", "--csv", "no/such.csv"), "does not exist"),
+        (2, ("inspect", "chain.onnx", "--csv", "frozen.onnx"), "give --force"),
+        (2, ("inspect", "chain.onnx", "more"), "more"),
+        (2, ("compare", "chain.onnx"), "B"),
+        (2, ("schema", "nothing"), "nothing"),
+        (3, ("shrink", "missing.onnx", "--ratio", "0.5"), "no such file"),
+        (3, ("shrink", ".", "--ratio", "0.5"), "directory"),
+        (3, ("inspect", "missing.onnx"), "no such file"),
+        (3, ("shrink", "frozen.onnx", "--ratio", "0.5"), "nothing can be pruned"),
+        (4, ("compare", "chain.onnx", "frozen.onnx"), "ONNX Runtime cannot run this model"),
+        (4, (*SHRINK, "--max-drift", "0.001"), "your limit: --max-drift"),
+        (4, (*SHRINK, "--min-cosine", "1"), "your limit: --min-cosine"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_mistake_is_one_line_its_exit_code_and_no_output(
+    code: int, arguments: Sequence[str], says: str, call: Call
+) -> None:
+    ran = call(*arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err
+    assert ran.err.startswith("onnxprune: ")
+    assert ran.err.count("\n") == 1
+    assert "Traceback" not in ran.err
+    assert left() == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (InvariantError("rule broken"), 1, "rule broken"),
+        (UnsupportedModelError("no"), 3, "no"),
+        (MissingExtraError("not installed", hint="pip install onnxprune[report]"), 5, "pip install"),
+        (FileNotFoundError(2, "No such file or directory", "gone.bin"), 2, "'gone.bin': No such"),
+        (OSError("odd"), 2, "odd"),
+        (MemoryError(), 1, "not enough memory"),
+        (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_error_from_within_has_its_exit_code(
+    error: BaseException, code: int, says: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "shrink", fails)
+    ran = call(*SHRINK)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(call: Call) -> None:
+    ran = call("shrink", "frozen.onnx", "--ratio", 0.5, "--debug")
+    assert ran.code == 3
+    assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1].startswith("onnxprune: nothing can be pruned")
+
+
+def test_reader_that_left_is_no_error(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "show", fails)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert call(*SHRINK).code == 0
+
+
+# ------------------------------------------------------------------------------ as a process
+
+
+def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "onnxprune", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_process_keeps_stdout_and_stderr_apart(tmp_path: Path) -> None:
+    target = tmp_path / "o.onnx"
+    ran = process(
+        "shrink", str(RESNET), "--ratio", "0.5", "-o", str(target), "--json", cwd=tmp_path
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)["output"]["bytes"] == target.stat().st_size
+    plain = process("inspect", str(RESNET), cwd=tmp_path)
+    assert "\x1b" not in plain.stdout + plain.stderr
+    wrong = process("shrink", str(RESNET), "--ratio", "2", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "\x1b" not in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_terminal_without_unicode_still_prints(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "onnxprune", "inspect", str(RESNET)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from onnxprune.cli import run; run(['--help']);"
+        "heavy = {'onnx', 'onnxruntime', 'polygraphy', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    begun = time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert time.perf_counter() - begun < 3  # 0.1 s; the rest is for a busy machine

@@ -1,0 +1,111 @@
+"""Small models as ONNX text, and what may be said of the channels that an analysis found."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxprune.analyse import DependencyGraph, analyse
+from onnxprune.io import Model
+from onnxprune.rewrite import operate
+from onnxprune.types import AnyArray as Array
+from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
+
+_SEEDS = range(3)
+
+
+def model(text: str, *, opset: int = 21, **constants: Array | tuple[int, ...]) -> Model:
+    """A model from its body; constants are arrays, or shapes filled from a seeded generator."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    rng = np.random.default_rng(0)
+    for name, given in constants.items():
+        array = given if isinstance(given, np.ndarray) else None
+        if array is None:
+            array = (rng.standard_normal(given) * 0.6).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return Model(proto)
+
+
+def between_convs(
+    middle: str, *, opset: int = 21, reads: int = 8, **constants: Array | tuple[int, ...]
+) -> Model:
+    """Conv w1 (8 channels) makes ``a``, the middle ``m``, Conv w2 reads ``reads`` channels."""
+    text = (
+        "g (float[2,3,8,8] x) => (float[n,c,h,w] y) {\n"
+        f"a = Conv(x, w1, b1)\n{middle}\ny = Conv(m, w2)}}"
+    )
+    weights = {"w1": (8, 3, 1, 1), "b1": (8,), "w2": (4, reads, 1, 1)}
+    return model(text, opset=opset, **{**weights, **constants})
+
+
+def between_matmuls(
+    middle: str, *, opset: int = 21, reads: int = 8, **constants: Array | tuple[int, ...]
+) -> Model:
+    """MatMul w1 (8 channels) makes ``a`` (2, 6, 8), the middle ``m``, MatMul w2 reads it."""
+    text = (
+        "g (float[2,6,3] x) => (float[n,t,c] y) {\n"
+        f"a = MatMul(x, w1)\n{middle}\ny = MatMul(m, w2)}}"
+    )
+    return model(text, opset=opset, **{"w1": (3, 8), "w2": (reads, 4), **constants})
+
+
+# -- what an analysis found ------------------------------------------------------------------------
+
+
+def units(graph: DependencyGraph, tensor: str, axis: int) -> list[tuple[int, int] | None]:
+    """Group and unit at each position of a weight's axis, None where nothing may go."""
+    size = graph.graph.constants[tensor].weight.shape[axis]
+    found: list[tuple[int, int] | None] = [None] * size
+    for group in graph.prunable:
+        for weight in (*group.producers, *group.consumers, *group.parameters):
+            if weight.tensor == tensor and weight.axes == (axis,):
+                for position, unit in zip(weight.index, weight.unit, strict=True):
+                    found[position] = (group.id, int(unit))
+    return found
+
+
+def assert_coupled(graph: DependencyGraph, *axes: tuple[str, int]) -> None:
+    """Position i of every axis is one channel, which may go."""
+    first = units(graph, *axes[0])
+    assert None not in first, reason(graph, axes[0][0])
+    assert len(set(first)) == len(first)
+    for tensor, axis in axes[1:]:
+        assert units(graph, tensor, axis) == first, (tensor, axis)
+
+
+def reason(graph: DependencyGraph, producer: str) -> str:
+    """Why the channels that a weight makes may not go; "" where they may."""
+    for group in graph.groups:
+        if any(weight.tensor == producer for weight in group.producers):
+            return group.frozen or ""
+    return "no group"
+
+
+def assert_frozen(found: Model, producer: str, *words: str) -> None:
+    """The channels stay, for a reason that has these words, and the rest is cut exactly."""
+    graph = analyse(found)
+    why = reason(graph, producer)
+    assert why, f"{producer} is not frozen"
+    for word in words:
+        assert word in why
+    assert_exact(found, some=False)
+
+
+def assert_exact(found: Model, *, some: bool = True, attention: str = "heads") -> None:
+    """Every plan tried gives the masked twin; ``some``: there is something to cut."""
+    graph = analyse(found, attention=attention)
+    if some:
+        assert graph.prunable, str(graph)
+    for seed in _SEEDS:
+        assert_equals_masked_twin(found, plan_at(graph, 0.5, seed), vacuous=not some)
+        assert_equals_masked_twin(found, plan_at_random(graph, seed), vacuous=True)
+
+
+def halved(found: Model, *, attention: str = "heads") -> dict[str, onnx.NodeProto]:
+    """The nodes of the model cut in half, by their first output."""
+    surgery = operate(plan_at(analyse(found, attention=attention), 0.5))
+    return {node.output[0]: node for node in surgery.model.proto.graph.node}
+
+
+def attribute(node: onnx.NodeProto, name: str) -> object:
+    return next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name)

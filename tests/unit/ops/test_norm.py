@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.analyse import analyse
+from tests.unit.ops.models import (
+    assert_coupled,
+    assert_exact,
+    assert_frozen,
+    attribute,
+    between_convs,
+    between_matmuls,
+    halved,
+)
+
+VARIANCE = np.linspace(0.5, 1.5, 8, dtype=np.float32)
+
+
+def test_batch_normalization_takes_its_four_parameters_along() -> None:
+    found = between_convs("m = BatchNormalization(a, s, b, e, v)", s=(8,), b=(8,), e=(8,),
+                          v=VARIANCE)  # fmt: skip
+    assert_coupled(analyse(found), ("w1", 0), ("s", 0), ("b", 0), ("e", 0), ("v", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_batch_normalization_in_training_takes_running_statistics_along() -> None:
+    middle = """n, r, t = BatchNormalization<training_mode=1>(a, s, b, e, v)
+        r1 = Unsqueeze(r, axes)  t1 = Unsqueeze(t, axes)  r2 = Mul(n, r1)  m = Add(r2, t1)"""
+    found = between_convs(middle, axes=np.array([1, 2]), s=(8,), b=(8,), e=(8,), v=VARIANCE)
+    assert_coupled(analyse(found), ("w1", 0), ("s", 0), ("v", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_instance_normalization_takes_scale_and_shift_along() -> None:
+    found = between_convs("m = InstanceNormalization(a, s, b)", s=(8,), b=(8,))
+    assert_coupled(analyse(found), ("w1", 0), ("s", 0), ("b", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize(("opset", "size"), [(18, 4), (21, 8)])
+def test_group_normalization_goes_by_whole_groups(opset: int, size: int) -> None:
+    found = between_convs("m = GroupNormalization<num_groups=4>(a, s, b)", opset=opset, s=(size,),
+                          b=(size,))  # fmt: skip
+    graph = analyse(found)
+    assert [group.size for group in graph.prunable] == [4]
+    assert attribute(halved(found)["m"], "num_groups") == 2
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+def test_norm_over_channels_freezes_them(op: str) -> None:
+    found = between_matmuls(f"m = {op}(a, s)", opset=23, s=(8,))
+    assert_frozen(found, "w1", op, "'m'", "works over channels")
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+def test_norm_over_space_lets_channels_pass(op: str) -> None:
+    found = between_convs(f"m = {op}<axis=2>(a, s)", opset=23, s=(8, 8))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+SOFT = ["Softmax", "LogSoftmax", "Hardmax"]
+
+
+@pytest.mark.parametrize("op", SOFT)
+@pytest.mark.parametrize("opset", [11, 13])
+def test_softmax_over_channels_freezes_them(op: str, opset: int) -> None:
+    found = between_convs(f"m = {op}<axis=1>(a)", opset=opset)
+    assert_frozen(found, "w1", f"{op} 'm'", "works over channels")
+
+
+@pytest.mark.parametrize("op", SOFT)
+def test_softmax_over_space_lets_channels_pass(op: str) -> None:
+    found = between_convs(f"m = {op}<axis=-1>(a)")
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("op", SOFT)
+def test_old_softmax_looks_over_all_axes_from_its_own_on(op: str) -> None:
+    found = between_matmuls(f"m = {op}<axis=1>(a)", opset=11)
+    assert_frozen(found, "w1", f"{op} 'm'", "works over channels")
+
+
+def test_cumulative_sum_freezes_the_axis_it_runs_along() -> None:
+    assert_frozen(between_convs("m = CumSum(a, k)", k=np.asarray(1)), "w1", "CumSum 'm'")
+    found = between_convs("m = CumSum(a, k)", k=np.asarray(-1))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_local_response_normalization_freezes_channels() -> None:
+    assert_frozen(between_convs("m = LRN<size=3>(a)"), "w1", "LRN 'm'", "works over channels")
+
+
+def test_lp_normalization_freezes_its_axis_only() -> None:
+    assert_frozen(between_convs("m = LpNormalization<axis=1>(a)"), "w1", "LpNormalization 'm'")
+    found = between_convs("m = LpNormalization<axis=2>(a)")
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("axes", ["<axes=[0,2,3]>", "<axes=[2,3]>"])
+def test_mean_variance_normalization_over_space_lets_channels_pass(axes: str) -> None:
+    found = between_convs(f"m = MeanVarianceNormalization{axes}(a)", opset=13)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_mean_variance_normalization_over_channels_freezes_them() -> None:
+    found = between_convs("m = MeanVarianceNormalization<axes=[1,2,3]>(a)", opset=13)
+    assert_frozen(found, "w1", "MeanVarianceNormalization 'm'")

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.analyse import analyse
+from tests.unit.ops.models import assert_coupled, assert_exact, assert_frozen, between_convs
+
+ROIS = np.asarray([[0, 0, 4, 4], [1, 1, 6, 6]], np.float32)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+def test_pool_lets_channels_pass(op: str) -> None:
+    found = between_convs(f"m = {op}<kernel_shape=[2,2], strides=[2,2]>(a)")
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
+def test_global_pool_lets_channels_pass(op: str) -> None:
+    found = between_convs(f"m = {op}(a)")
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_indices_of_max_pool_freeze_the_channels_they_count_through() -> None:
+    middle = "p, i = MaxPool<kernel_shape=[2,2]>(a)  n = Cast<to=1>(i)  m = Add(p, n)"
+    assert_frozen(between_convs(middle), "w1", "MaxPool 'p'", "count through its channels")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resize_lets_channels_pass(mode: str) -> None:
+    scales = np.asarray([1, 1, 2, 2], np.float32)
+    found = between_convs(f'm = Resize<mode="{mode}">(a, , s)', s=scales)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_resize_by_sizes_is_given_the_channels_that_are_left() -> None:
+    found = between_convs("m = Resize(a, , , s)", s=np.asarray([2, 8, 16, 16]))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_upsample_lets_channels_pass() -> None:
+    scales = np.asarray([1, 1, 2, 2], np.float32)
+    found = between_convs("m = Upsample(a, s)", opset=9, s=scales)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_padding_of_space_lets_channels_pass(mode: str) -> None:
+    found = between_convs(f'm = Pad<mode="{mode}">(a, p)', p=np.asarray([0, 0, 1, 1, 0, 0, 1, 1]))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_constant_padding_of_channels_shifts_what_reads_them() -> None:
+    found = between_convs("m = Pad(a, p, v)", p=np.asarray([0, 2, 0, 0, 0, 1, 0, 0]), reads=11,
+                          v=np.asarray(0.7, np.float32))  # fmt: skip
+    assert analyse(found).prunable
+    assert_exact(found)
+
+
+def test_mirrored_padding_of_channels_freezes_them() -> None:
+    found = between_convs('m = Pad<mode="reflect">(a, p)', p=np.asarray([0, 2, 0, 0, 0, 1, 0, 0]),
+                          reads=11)  # fmt: skip
+    assert_frozen(found, "w1", "Pad 'm'", "pads along channels")
+
+
+def test_grid_sample_lets_channels_of_the_map_pass() -> None:
+    grid = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 2)).astype(np.float32)
+    found = between_convs('m = GridSample<mode="linear">(a, g)', g=grid)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_grid_sample_freezes_what_says_where_to_sample() -> None:
+    middle = """p = Conv(x, v)  q = Tanh(p)  r = Transpose<perm=[0,2,3,1]>(q)
+        z = Conv(q, u)  s = GridSample<mode="linear">(a, r)  m = Add(s, z)"""
+    found = between_convs(middle, v=(2, 3, 1, 1), u=(8, 2, 1, 1))
+    assert_frozen(found, "v", "GridSample 's'", "says where to sample")
+
+
+def test_roi_align_lets_channels_pass() -> None:
+    middle = "m = RoiAlign<output_height=2, output_width=2>(a, r, i)"
+    found = between_convs(middle, opset=16, r=ROIS, i=np.asarray([0, 1]))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_max_roi_pool_lets_channels_pass() -> None:
+    rois = np.concatenate([np.float32([[0], [1]]), ROIS], axis=1)
+    found = between_convs("m = MaxRoiPool<pooled_shape=[2,2]>(a, r)", opset=16, r=rois)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
