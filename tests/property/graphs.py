@@ -7,14 +7,18 @@ from collections.abc import Sequence
 import onnx
 from hypothesis import strategies as st
 
+import tests.property.attention
 import tests.property.movements
+import tests.property.norms
+import tests.property.numbers
 import tests.property.pointwise
 import tests.property.spatial  # noqa: F401  (these register their motifs)
-from tests.property.builder import Builder, Open, T
+from tests.property.builder import Builder
 from tests.property.choices import Choices, Dice, Drawn
 from tests.property.layers import bent, channels_last, conv, gemm, layer, matmul
 from tests.property.motifs import ANY, MOTIFS, Motif, motifs_of
 from tests.property.pointwise import activation
+from tests.property.tensors import Open, T
 
 
 def random_model(seed: int, focus: str | None = None) -> onnx.ModelProto:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tests.property.builder import Builder, T
+from tests.property.builder import Builder
+from tests.property.tensors import T
 
 # Builds a piece that contains the operator ``op`` (its third argument); None where it does not fit.
 Build: TypeAlias = Callable[[Builder, T, str], "T | None"]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests.property.builder import Builder, Open, T, at
+from tests.property.builder import Builder
 from tests.property.layers import bent, layer, width
 from tests.property.motifs import ANY, MAPS, motif
+from tests.property.tensors import Open, T, at
 from tests.property.weights import operand, weight
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.property.builder import Array, Builder, Open, T
+from tests.property.builder import Builder
+from tests.property.tensors import Array, Open, T
 
 
 def weight(b: Builder, array: Array) -> str:

@@ -143,6 +143,8 @@ def _hard_rows_softened(effect: Effect) -> Effect | None:
     return None if isinstance(effect, Rows) and effect.hard else effect
 
 
+_NO_REPAIR = "repair left out"
+_STRIDE = 10  # graphs that are tried before a mutant is asked to go on
 _RULE_FAULTS: dict[str, Callable[[Entry, list[int]], Entry]] = {
     "labels of the output off by one": _outputs_rolled,
     "ties off by one": _effects_changed(_tie_rolled),
@@ -169,7 +171,7 @@ def mutants(op_types: Sequence[str] = ()) -> Iterator[Mutant]:
                 if (op_type, fault) not in _HARMLESS:
                     yield Mutant(op_type, fault, change)
         if registry.repair_of(op_type) is not None:
-            yield Mutant(op_type, "repair left out", lambda entry, count: entry)
+            yield Mutant(op_type, _NO_REPAIR, lambda entry, count: entry)
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def applied(mutant: Mutant) -> Iterator[list[int]]:
     assert isinstance(mutable, list)
     try:
         mutable[:] = [mutant.change(entry, count) for entry in entries]
-        if mutant.fault == "repair left out":
+        if mutant.fault == _NO_REPAIR:
             count[0] = 1
             del repairs[mutant.op_type]
         yield count
@@ -197,20 +199,30 @@ def applied(mutant: Mutant) -> Iterator[list[int]]:
             repairs[mutant.op_type] = repair
 
 
-def graphs_with(op_type: str, wanted: int, limit: int = 400) -> list[tuple[int, Model]]:
-    """Random graphs that have an operator and that the runtime runs, with their seeds."""
-    found: list[tuple[int, Model]] = []
-    for seed in range(limit):
-        proto = random_model(seed, op_type)
-        has = any(node.op_type == op_type for node in proto.graph.node)
+class Pool:
+    """Random graphs that have an operator and pass as long as nothing is wrong, found as needed."""
+
+    def __init__(self, op_type: str, most: int) -> None:
+        self._op_type = op_type
+        self._most = most
+        self._seed = 0
+        self._found: list[tuple[int, Model]] = []
+
+    def upto(self, count: int) -> Sequence[tuple[int, Model]]:
+        """The first ``count`` graphs with their seeds, or all there are."""
+        while len(self._found) < min(count, self._most) and self._seed < 4 * self._most:
+            self._try(self._seed)
+            self._seed += 1
+        return self._found[:count]
+
+    def _try(self, seed: int) -> None:
+        proto = random_model(seed, self._op_type)
+        has = any(node.op_type == self._op_type for node in proto.graph.node)
         if not has or any(node.domain for node in proto.graph.node):
-            continue
+            return
         model = Model(proto)
-        if accepts(model, random_data(model).batches[0]) is None:
-            found.append((seed, model))
-        if len(found) == wanted:
-            break
-    return found
+        if accepts(model, random_data(model).batches[0]) is None and not fails(model, seed):
+            self._found.append((seed, model))
 
 
 def fails(model: Model, seed: int) -> bool:
@@ -223,17 +235,19 @@ def fails(model: Model, seed: int) -> bool:
     return False
 
 
-def judge(mutant: Mutant, graphs: Sequence[tuple[int, Model]], *, enough: int = 0) -> Verdict:
-    """Try a mutant on graphs that pass without it, until ``enough`` of them fail (0: on all)."""
-    reached = killed = 0
-    with applied(mutant) as count:
-        for seed, model in graphs:
-            before = count[0]
-            killed += fails(model, seed)
-            reached += count[0] > before or mutant.fault == "repair left out"
-            if enough and killed >= enough:
-                break
-    return Verdict(mutant, reached, killed)
+def judge(mutant: Mutant, pool: Pool, *, enough: int) -> Verdict:
+    """Try a mutant on one graph after the other, until ``enough`` of them fail (0: on all)."""
+    reached = killed = tried = 0
+    while True:
+        graphs = pool.upto(tried + _STRIDE)[tried:]
+        with applied(mutant) as count:
+            for seed, model in graphs:
+                before = count[0]
+                killed += fails(model, seed)
+                reached += count[0] > before or mutant.fault == _NO_REPAIR
+        tried += len(graphs)
+        if not graphs or (enough and killed >= enough):
+            return Verdict(mutant, reached, killed)
 
 
 def main() -> int:
@@ -244,14 +258,14 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    survivors, current = [], ""
-    graphs: list[tuple[int, Model]] = []
+    survivors: list[Mutant] = []
+    current, pool = "", Pool("", 0)
     print(f"{'operator':28} {'fault':34} reached  killed")
     for mutant in mutants(given.op_types):
         if mutant.op_type != current:
             current = mutant.op_type
-            graphs = [g for g in graphs_with(current, given.graphs) if not fails(g[1], g[0])]
-        verdict = judge(mutant, graphs, enough=given.enough)
+            pool = Pool(current, given.graphs)
+        verdict = judge(mutant, pool, enough=given.enough)
         if not verdict.reached:
             continue
         mark = "" if verdict.killed else "  SURVIVES"
