@@ -46,7 +46,7 @@ def analyse(
         model: A loaded model, or its path.
         input_shapes: Concrete shapes for symbolic inputs, by name; the rest gets stand-ins.
         attention: ``heads`` cuts whole attention heads, ``dims`` the same number of dimensions
-            from every head.
+            from every head, ``none`` keeps queries and keys whole.
         allow_norm: Also cut channels that a normalisation takes its statistics over; such a cut
             is not exact, and no twin can prove it.
 

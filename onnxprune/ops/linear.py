@@ -120,6 +120,10 @@ def _pair(
         yield Tie(left, right)
         yield Contracts(_operand_field(op, left), 0, op.x.shape)
         return []
+    if op.attention == "none":
+        yield from op.freeze_fields([left], "is attention, which --attention none keeps", a.name)
+        yield from op.freeze_fields([right], "is attention, which --attention none keeps", b.name)
+        return []
     if op.attention == "heads":
         # Whole rows go: their label passes to the product and on through Softmax.
         row_left, effects = collapse(left, [k])

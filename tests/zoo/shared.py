@@ -25,7 +25,8 @@ def manifest(folder: Path) -> list[dict[str, object]]:
 @cache
 def _materialize() -> object:
     spec = importlib.util.spec_from_file_location("materialize", ZOO / "materialize.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
