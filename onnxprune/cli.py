@@ -422,20 +422,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = app(arguments, prog_name="onnxprune", standalone_mode=False)
-        if result == _INTERRUPTED:  # how newer typers hand an interruption on
-            raise KeyboardInterrupt
     except BrokenPipeError:
         # Whoever read the output has gone: that is no error of ours.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        message, code = _said(error)
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
-        return code
+        return _complain(*_said(error))
+    if result == _INTERRUPTED:  # how newer typers hand an interruption on
+        return _complain("interrupted", _INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 def _said(error: BaseException) -> tuple[str, int]:

@@ -19,6 +19,7 @@ from onnxprune.io import Model, Weight
 _WEIGHT_INPUTS = {
     ("Conv", 1),
     ("ConvTranspose", 1),
+    ("FusedConv", 1),
     ("Gemm", 0),
     ("Gemm", 1),
     ("MatMul", 0),
@@ -39,6 +40,7 @@ _CHAIN_OPS = {
     "Transpose",
     "Unsqueeze",
 }
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
 
 _Use = tuple[int, int]  # (position in the node list, input position)
@@ -147,7 +149,7 @@ class _Preparation:
         if (node.op_type, use[1]) not in _WEIGHT_INPUTS:
             return self.weight_chains.get(node.output[0])
         group = next((a.i for a in node.attribute if a.name == "group"), 1)
-        return (node.op_type if node.op_type in ("Conv", "ConvTranspose") else "", group)
+        return (node.op_type if node.op_type in _CONVOLUTIONS else "", group)
 
     def _clone_chain_node(
         self, index: int, uses: list[_Use], all_uses: dict[str, list[_Use]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def conv_chain(
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
     lines, x = [], "x"
-    for number, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for number, (before, after) in enumerate(pairwise(widths)):
         weights[f"w{number}"] = rng.standard_normal((after, before, 3, 3)).astype(np.float32)
         lines.append(f"c{number} = Conv<pads=[1,1,1,1]>({x}, w{number})")
         made = f"c{number}"

@@ -188,7 +188,7 @@ def _finish(op: OpView, made: IntArray) -> Iterator[Effect]:
     op.out([f, *op.x.off(range(1, op.x.rank))])
 
 
-@repair("Conv", "ConvTranspose")
+@repair("Conv", "ConvTranspose", "FusedConv")
 def groups_left(node: Node, before: Shape, kept: Kept) -> Mapping[str, int]:
     """Depthwise keeps one group for each channel; otherwise whole groups may have gone."""
     return surviving_groups(node, "group", before, kept)
@@ -203,7 +203,7 @@ def surviving_groups(node: Node, name: str, before: Shape, kept: Kept) -> Mappin
     return {name: int(alive.reshape(group, -1).any(axis=1).sum())}
 
 
-@macs("Conv")
+@macs("Conv", "FusedConv")
 def conv_macs(op: OpView) -> int:
     """Output elements times weights read for each."""
     return int(np.prod(op.out_shape)) * int(np.prod(op.need(1).shape[1:]))

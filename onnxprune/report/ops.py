@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -67,3 +68,7 @@ def operator_table() -> str:
 
 def _name(entry: Entry) -> str:
     return f"{entry.domain}.{entry.op_type}" if entry.domain else entry.op_type
+
+
+if __name__ == "__main__":
+    sys.stdout.write(operator_table())

@@ -78,7 +78,9 @@ def deleted(original: np.ndarray, recipe: Mapping[str, Any], tensor: str) -> np.
     return original
 
 
-@pytest.mark.parametrize("name", ["fashion_resnet", "fashion_vgg", "fashion_mobile", "paddleocr_cls"])
+@pytest.mark.parametrize(
+    "name", ["fashion_resnet", "fashion_vgg", "fashion_mobile", "paddleocr_cls"]
+)
 def test_recipe_and_numpy_alone_give_the_weights_of_the_pruned_file(
     name: str, tmp_path: Path
 ) -> None:

@@ -49,8 +49,21 @@ def printed(parts: object) -> str:
 
 @pytest.mark.parametrize("name", ["report", "recipe"])
 def test_stored_schemas_are_up_to_date(name: str) -> None:
-    assert stored(name) == generate()[name], "run python -m onnxprune.report.schemas"
-    jsonschema.Draft202012Validator.check_schema(json.loads(stored(name)))
+    shipped = json.loads(stored(name))
+    made = without_doubled(json.loads(generate()[name]))
+    assert shipped == made, "run python -m onnxprune.report.schemas"
+    jsonschema.Draft202012Validator.check_schema(shipped)
+
+
+def without_doubled(schema: object) -> object:
+    """A schema without what older pydantics add: an ``enum`` that says what ``const`` says."""
+    match schema:
+        case dict():
+            drop = {"enum"} if "const" in schema else set()
+            return {key: without_doubled(value) for key, value in schema.items() if key not in drop}
+        case list():
+            return [without_doubled(value) for value in schema]
+    return schema
 
 
 def test_reports_of_every_verb_fit_the_schema(shrunk: Report) -> None:

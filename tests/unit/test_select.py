@@ -54,7 +54,9 @@ def test_min_channels_stay_in_every_group() -> None:
 
 def test_ties_break_by_index() -> None:
     graph = analyse(conv_chain((3, 10)))
-    plan = select(graph, {0: np.ones(10)} | {g.id: np.ones(g.size) for g in graph.prunable}, ratio=0.4)
+    plan = select(
+        graph, {0: np.ones(10)} | {g.id: np.ones(g.size) for g in graph.prunable}, ratio=0.4
+    )
     np.testing.assert_array_equal(next(iter(plan.keep.values())), np.arange(4, 10))
 
 
@@ -156,8 +158,10 @@ def grouped() -> DependencyGraph:
         parsed(
             "g (float[1,3,4,4] x) => (float[1,2,4,4] y)\n"
             "{a = Conv(x, w) r = Relu(a) b = Conv<group=2>(r, k) y = Conv(b, v)}",
-            w=weight(12, 3, 1, 1), k=weight(8, 6, 1, 1), v=weight(2, 8, 1, 1),
-        )  # fmt: skip
+            w=weight(12, 3, 1, 1),
+            k=weight(8, 6, 1, 1),
+            v=weight(2, 8, 1, 1),
+        )
     )
 
 

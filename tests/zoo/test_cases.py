@@ -21,8 +21,6 @@ INVALID = [n for n, e in ENTRIES.items() if e["error"] is not None and n != "inv
 MANIFEST_DISAGREES = {"groupnorm_op_18": {"gn.bias"}}
 # An infinite scale makes every output NaN, whatever is cut.
 ALL_NAN = {"nan_inf_gamma"}
-# Everything in it sits behind a fused operator that has no rule yet.
-FROZEN_WHOLE = {"ms_attention_skipln"}
 
 
 def half(name: str) -> PruningPlan:
@@ -37,9 +35,6 @@ def half(name: str) -> PruningPlan:
 @pytest.mark.parametrize("name", VALID)
 def test_case_is_cut_as_its_manifest_says(name: str) -> None:
     entry, plan = ENTRIES[name], half(name)
-    if name in FROZEN_WHOLE:
-        assert not plan.graph.prunable
-        return
     model = plan.graph.graph.model
     if entry["runs"]:
         assert_equals_masked_twin(model, plan, vacuous=name in ALL_NAN)

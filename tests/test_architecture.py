@@ -1,0 +1,184 @@
+"""The order of the modules, and other things that hold for the package as a whole."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import onnxprune
+
+PACKAGE = Path(onnxprune.__file__).parent
+ROOT = PACKAGE.parent
+
+# A module may import only from modules above it, inside functions too.
+ORDER = tuple(
+    """
+    errors types validate io
+    effects fields moves rows
+    graph runtime feeds prepare shapes standins data
+    slots
+    ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
+    ops.plain ops.pool ops.reduce ops.contrib ops
+    runs trace survivors groups shapefix analyse
+    score select
+    record emit patches selections twin rewrite
+    cost recipe
+    drift verify
+    report report.clock report.model report.ops report.build report.schemas report.tables
+    request pipeline
+    terminal cli __main__
+    """.split()  # noqa: SIM905  (read as lines)
+)
+
+# Imported inside functions only: they take long, and `--help` does not need them.
+HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib"}
+# Third-party packages by their import name, as pyproject.toml lists them.
+THIRD_PARTY = {
+    "google": "protobuf",
+    "ml_dtypes": "ml_dtypes",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnx_graphsurgeon": "onnx-graphsurgeon",
+    "polygraphy": "polygraphy",
+    "pydantic": "pydantic",
+    "rich": "typer",  # which brings it
+    "typer": "typer",
+}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def for_types_only(tree: ast.Module) -> set[ast.AST]:
+    blocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    ]
+    return {inner for block in blocks for inner in ast.walk(block)}
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """What a file imports, wherever: full name, line, whether when it is loaded."""
+    tree = ast.parse(path.read_text("utf-8"))
+    skipped, top = for_types_only(tree), set(tree.body)
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, node in top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno, node in top
+
+
+def own(name: str) -> str | None:
+    """The module of ours that an imported name is, or is in; None for other packages."""
+    parts = name.split(".")
+    if parts[0] != "onnxprune":
+        return None
+    inner = parts[1:]
+    while inner and ".".join(inner) not in MODULES:
+        inner = inner[:-1]
+    return ".".join(inner)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert set(ORDER) == set(MODULES) - {""}, "put it into ORDER above what imports it"
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("module", [module for module in ORDER if module in MODULES])
+def test_imports_go_up_the_order_only(module: str) -> None:
+    place = {name: number for number, name in enumerate(ORDER)}
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for name, line, _ in imports(MODULES[module])
+        if own(name) and place[own(name) or ""] >= place[module]
+    ]
+    assert wrong == []
+
+
+def test_package_itself_imports_the_errors_only() -> None:
+    found = {own(name) for name, _, _ in imports(MODULES[""]) if name.startswith("onnxprune")}
+    assert found == {"errors"}
+
+
+def test_heavy_packages_are_imported_inside_functions() -> None:
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module, path in MODULES.items()
+        for name, line, at_load in imports(path)
+        if at_load and name.split(".")[0] in HEAVY
+    ]
+    assert wrong == []
+
+
+def test_sessions_are_made_in_one_place() -> None:
+    found = [m for m, path in MODULES.items() if "InferenceSession(" in path.read_text("utf-8")]
+    # Reading a model asks the runtime what it thinks of a doubtful one, before there is a `Model`.
+    assert found == ["runtime", "validate"]
+
+
+def test_third_party_imports_are_declared_dependencies() -> None:
+    import sys
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = " ".join(project["dependencies"])
+    used = {
+        name.split(".")[0]
+        for path in MODULES.values()
+        for name, _, _ in imports(path)
+        if name.split(".")[0] not in sys.stdlib_module_names | {"onnxprune"}
+    }
+    assert used <= set(THIRD_PARTY)
+    assert all(THIRD_PARTY[name] in declared for name in used)
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == onnxprune.__version__
+
+
+@pytest.mark.parametrize("name", onnxprune.__all__)
+def test_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    value = getattr(onnxprune, name)
+    assert inspect.getdoc(value)
+    if inspect.isclass(value):
+        assert value.__doc__
+        assert not value.__doc__.startswith(f"{name}("), "that is what dataclass makes"
+
+
+def test_only_the_command_line_catches_everything() -> None:
+    found = [
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None or "Exception" in [getattr(n, "id", "") for n in ast.walk(node.type)]
+        )
+    ]
+    assert set(found) <= {"cli"}
+
+
+def test_nothing_but_the_terminal_prints() -> None:
+    found = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    }
+    assert found <= {"cli", "terminal"}
