@@ -212,7 +212,7 @@ class _Norms:
 
 def _is_depthwise(axis: WeightAxis) -> bool:
     """A depthwise filter rides along: it makes each channel from that channel alone."""
-    filters = axis.op_type in ("Conv", "ConvTranspose") and axis.input_index == 1
+    filters = axis.op_type in ("Conv", "ConvTranspose", "FusedConv") and axis.input_index == 1
     return filters and len(axis.view) >= 3
 
 

@@ -119,6 +119,8 @@ def test_rows_of_a_grouped_conv_are_told_row_by_row() -> None:
     np.testing.assert_array_equal(array(made, "w"), wanted["w"])
     np.testing.assert_array_equal(array(made, "v"), wanted["v"])
     np.testing.assert_array_equal(array(made, "k"), wanted["k"])
+    again, _ = shrink(model, recipe=recipe, verify="twin")
+    assert again.proto == made.proto
 
 
 # ------------------------------------------------------------------------------------ replay

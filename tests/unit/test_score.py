@@ -82,6 +82,22 @@ def test_bn_l1_is_plain_l1_where_two_normalisations_follow() -> None:
     np.testing.assert_allclose(score(graph, "bn_scale")[number], both)
 
 
+def test_constants_behind_identity_nodes_are_seen() -> None:
+    v = np.abs(float32(8)) + 1
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {w = Identity(w0) s = Identity(s0)\n"
+        "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) y = Conv(n, u)}",
+        w0=float32(8, 3, 1, 1), u=float32(2, 8, 1, 1), s0=float32(8), b=float32(8),
+        m=float32(8), v=v,
+    )  # fmt: skip
+    graph = analyse(model)
+    scale = np.abs(array(model, "s0")) / np.sqrt(v + 1e-5)
+    wanted = np.abs(array(model, "w0")).sum(axis=(1, 2, 3)) * scale
+    number = group_of(graph, "w0").id
+    np.testing.assert_allclose(score(graph, "bn_l1")[number], wanted, rtol=1e-5)
+    np.testing.assert_allclose(score(graph, "bn_scale")[number], np.abs(array(model, "s0")))
+
+
 def test_random_depends_on_the_seed_and_differs_between_groups() -> None:
     graph = analyse(conv_chain((3, 8, 8, 8)))
     first, again, other = (score(graph, "random", seed=seed) for seed in (1, 1, 2))
