@@ -171,7 +171,8 @@ def survives(
     last = len(steps) - 1
     try:
         small = fields.compact(ids, dead)
-        for number, (step, new_step) in enumerate(zip(steps, new_steps, strict=True)):
+        for number, (step, after) in enumerate(zip(steps, new_steps, strict=True)):
+            new_step = after
             if isinstance(step, Take):
                 alive = fields.alive_along([dead if number == 0 else fields.Dead(mask)], step.axis)
                 table = None if cut is None or number < last else cut - step.axis

@@ -158,7 +158,11 @@ class _Norms:
         """Sum of the norms over all weights of a group, for each unit."""
         wanted: dict[str, list[tuple[ChannelGroup, WeightAxis]]] = {}
         for group in groups:
-            for axis in (*group.producers, *filter(_is_depthwise, group.parameters)):
+            # What a channel is worth after BatchNormalization includes the depthwise filter it passes;
+            # plain norms are those of the filters that make it.
+            through = self.method == "bn_l1"
+            ridden = filter(_is_depthwise, group.parameters) if through else ()
+            for axis in (*group.producers, *ridden):
                 wanted.setdefault(axis.tensor, []).append((group, axis))
         values = {group.id: np.zeros(group.size) for group in groups}
         for tensor, uses in wanted.items():

@@ -161,7 +161,7 @@ class _Symbols:
 
 
 def _first_width(graph: Graph, name: str) -> tuple[int, bool]:
-    """Channels that the first weight behind an input reads, 0 if none says so; if it is a Conv's."""
+    """Channels that the first weight behind an input reads, 0 if unknown; whether a Conv's."""
     for _ in range(8):
         readers = graph.consumers.get(name, [])
         for node, position in readers:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from tests.property.choices import Choices, Chooser
-from tests.property.tensors import Array, At, Open, T, at
+from tests.property.tensors import Array, At, Open, Shape, T, at
 
 
 class Builder(Chooser):
@@ -59,7 +60,7 @@ class Builder(Chooser):
         c: int | None = None,
         dtype: type[np.generic] | None = None,
         domain: str = "",
-        **attributes: object,
+        **attributes: Any,
     ) -> T:
         """Append a node of one output; shape, channel axis and type as the first input's."""
         first = next((x for x in inputs if isinstance(x, T)), None)
@@ -74,7 +75,7 @@ class Builder(Chooser):
         inputs: Sequence[T | str | None],
         outputs: Sequence[T | None],
         domain: str = "",
-        **attributes: object,
+        **attributes: Any,
     ) -> list[T]:
         """Append a node; ``outputs`` give shapes, None an output that is left out."""
         made = [replace(t, name=self.fresh(op_type.lower())) if t else None for t in outputs]
@@ -126,12 +127,12 @@ class Builder(Chooser):
     # -- version differences ---------------------------------------------------------------------
 
     def with_ints(
-        self, op_type: str, x: T, name: str, values: Sequence[int], since: int, **rest: object
+        self, op_type: str, x: T, name: str, values: Sequence[int], since: int, **rest: Any
     ) -> T:
         """A node whose list of integers is an attribute before ``since`` and an input from then."""
         if self.opset < since:
-            return self.op(op_type, x, **{name: list(values)}, **rest)  # type: ignore[arg-type]
-        return self.op(op_type, x, self.ints(*values), **rest)  # type: ignore[arg-type]
+            return self.op(op_type, x, **{name: list(values)}, **rest)
+        return self.op(op_type, x, self.ints(*values), **rest)
 
     def squeeze(self, x: T, axes: Sequence[int], c: int | None = None) -> T:
         shape = [s for a, s in enumerate(x.shape) if a not in axes]
@@ -172,7 +173,7 @@ class Builder(Chooser):
             return self.node("Split", [x], parts, axis=axis, **attributes)
         if not equal:
             return self.node("Split", [x, self.ints(*sizes)], parts, axis=axis)
-        attributes = {"num_outputs": len(sizes)} if self.opset >= 18 else {}
+        attributes: dict[str, Any] = {"num_outputs": len(sizes)} if self.opset >= 18 else {}
         return self.node("Split", [x], parts, axis=axis, **attributes)
 
     def gather(self, x: T, axis: int, indices: Array | int) -> T:

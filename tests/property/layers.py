@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def conv(
     pad = dilation * (kernel - 1) // 2
     fan = x.channels // group * kernel**dims
     array = b.normal(out, x.channels // group, *(kernel,) * dims, scale=math.sqrt(2 / fan))
-    attributes: dict[str, object] = {"kernel_shape": [kernel] * dims} if b.one_in(2) else {}
+    attributes: dict[str, Any] = {"kernel_shape": [kernel] * dims} if b.one_in(2) else {}
     if group > 1:
         attributes["group"] = group
     if stride > 1:
@@ -222,9 +223,9 @@ def gemm(b: Builder, x: T, out: int) -> T:
     if bias is None and b.opset < 11:
         bias = (out,)
     extra = [] if bias is None else [weight(b, b.normal(*bias))]
-    attributes: dict[str, object] = {}
+    attributes: dict[str, Any] = {}
     if b.one_in(4):
-        attributes = {"alpha": 1.5, "beta": 0.5}
+        attributes: dict[str, Any] = {"alpha": 1.5, "beta": 0.5}
     shape = [x.shape[0], out]
     if b.one_in(2):
         array, attributes["transB"] = array.T.copy(), 1
@@ -244,7 +245,7 @@ def gemm_with_weight_on_the_left(b: Builder, x: T, op: str) -> T:
     """(W · xᵀ)ᵀ, the way some exporters write batch-last models."""
     out = width(b)
     array = b.normal(out, x.channels, scale=math.sqrt(2 / x.channels))
-    attributes: dict[str, object] = {"transB": 1}
+    attributes: dict[str, Any] = {"transB": 1}
     if b.one_in(2):
         array, attributes["transA"] = array.T.copy(), 1
     bias = weight(b, b.normal(out, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def pixel_shuffle(b: Builder, x: T, op: str) -> T | None:
         return None
     if x.channels % 4 or x.channels < 8:
         x = layer(b, x, b.pick((16, 8)))
-    mode = {"mode": b.pick(("DCR", "CRD"))} if b.opset >= 11 else {}
+    mode: dict[str, Any] = {"mode": b.pick(("DCR", "CRD"))} if b.opset >= 11 else {}
     shape = [x.shape[0], x.channels // 4, x.shape[2] * 2, x.shape[3] * 2]
     return b.op("DepthToSpace", x, shape=shape, blocksize=2, **mode)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ UNARY: dict[str, tuple[str, int]] = {
     "Round": (_STEPS, 11),
 }  # fmt: skip
 # Attributes that keep more of the data alive than the defaults do.
-_ATTRIBUTES: dict[str, dict[str, object]] = {
+_ATTRIBUTES: dict[str, dict[str, Any]] = {
     "ThresholdedRelu": {"alpha": 0.2},
     "Shrink": {"lambd": 0.2, "bias": 0.1},
     "HardSigmoid": {"alpha": 0.3},
@@ -69,7 +70,7 @@ def positive(b: Builder, x: T) -> T:
 def _unary(b: Builder, x: T, op: str) -> T:
     if op == "Celu" and b.real is not np.float32:
         op = "Elu"
-    return b.op(op, prepared(b, x, UNARY[op][0]), **_ATTRIBUTES.get(op, {}))  # type: ignore[arg-type]
+    return b.op(op, prepared(b, x, UNARY[op][0]), **_ATTRIBUTES.get(op, {}))
 
 
 for _name, (_, _since) in UNARY.items():
@@ -132,7 +133,7 @@ def with_constant(b: Builder, x: T, op: str) -> T:
     """A constant of any rank, left or right of the data."""
     safe = positive(b, x) if op in ("Pow", "Div", "Mod") else x
     constant = operand(b, x, positive=op in ("Pow", "Div", "Mod", "PRelu"))
-    attributes = {"fmod": 1} if op == "Mod" else {}
+    attributes: dict[str, Any] = {"fmod": 1} if op == "Mod" else {}
     operands: Sequence[T | str] = (safe, constant)
     if op not in ("PRelu", "Mod"):
         operands = b.shuffled(operands)
@@ -155,7 +156,7 @@ def with_data(b: Builder, x: T, op: str) -> T:
         shape = [s if a in (0, x.c) else 1 for a, s in enumerate(x.shape)]
         other = b.with_ints("ReduceMax", other, "axes", x.others, 18, shape=shape)
     operands = (x, other) if op in ("PRelu", "Mod", "Pow") else b.shuffled((x, other))
-    attributes = {"fmod": 1} if op == "Mod" else {}
+    attributes: dict[str, Any] = {"fmod": 1} if op == "Mod" else {}
     return b.op(op, *operands, shape=x.shape, **attributes)
 
 
@@ -231,7 +232,9 @@ def _whole(b: Builder, x: T, dtype: type[np.generic]) -> T:
 def bits(b: Builder, x: T, op: str) -> T:
     dtype = np.uint32 if op == "BitShift" else b.pick((np.int32, np.int64))
     y = _whole(b, x, dtype)
-    attributes = {"direction": b.pick(("LEFT", "RIGHT"))} if op == "BitShift" else {}
+    attributes: dict[str, Any] = (
+        {"direction": b.pick(("LEFT", "RIGHT"))} if op == "BitShift" else {}
+    )
     if op == "BitwiseNot":
         y = b.op(op, y)
     else:
@@ -252,7 +255,7 @@ def fake_quantization(b: Builder, x: T, op: str) -> T | None:
     scale = b.rng.uniform(0.02, 0.06, (x.channels,) if along else ()).astype(np.float32)
     zero = np.zeros(scale.shape, np.int8) + b.integer(0, 3)
     names = [b.initializer(scale), b.initializer(zero.astype(np.int8))]
-    attributes = {"axis": b.pick((x.c, x.c - x.rank))} if along else {}
+    attributes: dict[str, Any] = {"axis": b.pick((x.c, x.c - x.rank))} if along else {}
     q = b.op("QuantizeLinear", x, *names, dtype=np.int8, **attributes)
     return b.op("DequantizeLinear", q, *names, dtype=np.float32, **attributes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,10 @@ def pool(b: Builder, x: T, op: str) -> T | None:
         return None
     dims = x.rank - 2
     if b.one_in(2):
-        attributes: dict[str, object] = {"kernel_shape": [2] * dims, "strides": [2] * dims}
+        attributes: dict[str, Any] = {"kernel_shape": [2] * dims, "strides": [2] * dims}
         space = [s // 2 for s in x.shape[2:]]
     else:
-        attributes = {"kernel_shape": [3] * dims, "pads": [1] * 2 * dims}
+        attributes: dict[str, Any] = {"kernel_shape": [3] * dims, "pads": [1] * 2 * dims}
         space = list(x.shape[2:])
     shape = [*x.shape[:2], *space]
     outputs: list[T | None] = [replace(x, shape=tuple(shape))]
@@ -85,7 +86,7 @@ def _reduce(b: Builder, x: T, op: str, axes: Sequence[int], keep: bool) -> T:
     shape = [1 if a in axes else s for a, s in enumerate(x.shape) if keep or a not in axes]
     c = x.c if keep else x.c - sum(a < x.c for a in axes)
     spelled = [a - x.rank for a in axes] if b.opset >= 11 and b.one_in(2) else axes
-    extra = {} if keep and b.one_in(2) else {"keepdims": int(keep)}
+    extra: dict[str, Any] = {} if keep and b.one_in(2) else {"keepdims": int(keep)}
     return b.with_ints(op, x, "axes", spelled, since, shape=shape, c=c, **extra)
 
 
@@ -209,8 +210,8 @@ def regions(b: Builder, x: T, op: str) -> T | None:
     corners = np.asarray([[0, 0, 2, 2], [1, 1, 3, 3]], np.float32)
     if op == "RoiAlign":
         names = [b.initializer(corners), b.initializer(np.zeros(2, np.int64))]
-        extra = {"output_height": 2, "output_width": 2}
+        extra: dict[str, Any] = {"output_height": 2, "output_width": 2}
     else:
         names = [b.initializer(np.concatenate([np.zeros((2, 1), np.float32), corners], axis=1))]
-        extra = {"pooled_shape": [2, 2]}
+        extra: dict[str, Any] = {"pooled_shape": [2, 2]}
     return b.op(op, x, *names, shape=[2, x.shape[1], 2, 2], **extra)

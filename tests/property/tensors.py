@@ -21,14 +21,14 @@ class Open(int):
     def __sub__(self, other: int) -> Open:
         return Open(int(self) - int(other))
 
-    def __mul__(self, other: int) -> Open:  # type: ignore[override]  # sizes only
+    def __mul__(self, other: int) -> Open:
         return Open(int(self) * int(other))
 
     def __floordiv__(self, other: int) -> Open:
         return Open(int(self) // int(other))
 
     __radd__ = __add__
-    __rmul__ = __mul__  # type: ignore[assignment]
+    __rmul__ = __mul__
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,8 @@ def _shared(b: Builder, array: Array) -> str:
     return b.initializer(array)
 
 
-def _op(b: Builder, op_type: str, array: Array, *inputs: str, **attributes: object) -> str:
-    return b.op(op_type, *inputs, shape=array.shape, **attributes).name  # type: ignore[arg-type]
+def _op(b: Builder, op_type: str, array: Array, *inputs: str, **attributes: Any) -> str:
+    return b.op(op_type, *inputs, shape=array.shape, **attributes).name
 
 
 def _identity(b: Builder, array: Array) -> str:
@@ -132,5 +133,5 @@ def _quantized(b: Builder, array: Array) -> str:
     inputs = [b.initializer(stored), b.initializer(scale)]
     if points.any() or b.one_in(2):
         inputs.append(b.initializer(points.astype(np.int8)))
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return _op(b, "DequantizeLinear", array, *inputs, **attributes)

@@ -133,15 +133,17 @@ def test_producers_of_a_residual_stream_add_up() -> None:
     np.testing.assert_allclose(score(graph, "l1")[group_of(graph, "w").id], wanted, rtol=1e-6)
 
 
-def test_depthwise_filter_counts_with_its_producer() -> None:
+def test_depthwise_filter_counts_where_batch_normalization_is_folded_in_only() -> None:
     model = parsed(
         "g (float[1,3,4,4] x) => (float[1,2,4,4] y)\n"
         "{a = Conv(x, w) d = Conv<group=6,pads=[1,1,1,1]>(a, k) y = Conv(d, v)}",
         w=float32(6, 3, 1, 1), k=float32(6, 1, 3, 3), v=float32(2, 6, 1, 1),
     )  # fmt: skip
     graph = analyse(model)
-    wanted = sum(np.abs(array(model, n)).sum(axis=(1, 2, 3)) for n in "wk")
-    np.testing.assert_allclose(score(graph, "l1")[group_of(graph, "w").id], wanted, rtol=1e-6)
+    group = group_of(graph, "w").id
+    made, ridden = (np.abs(array(model, n)).sum(axis=(1, 2, 3)) for n in "wk")
+    np.testing.assert_allclose(score(graph, "l1")[group], made, rtol=1e-6)
+    np.testing.assert_allclose(score(graph, "bn_l1")[group], made + ridden, rtol=1e-6)
 
 
 def test_quantized_weight_is_ranked_by_its_real_values() -> None:
