@@ -158,8 +158,8 @@ class _Norms:
         """Sum of the norms over all weights of a group, for each unit."""
         wanted: dict[str, list[tuple[ChannelGroup, WeightAxis]]] = {}
         for group in groups:
-            # What a channel is worth after BatchNormalization includes the depthwise filter it passes;
-            # plain norms are those of the filters that make it.
+            # With BatchNormalization folded in, the depthwise filter that a channel passes counts
+            # too; plain norms are those of the filters that make it.
             through = self.method == "bn_l1"
             ridden = filter(_is_depthwise, group.parameters) if through else ()
             for axis in (*group.producers, *ridden):

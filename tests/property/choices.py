@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ class Chooser:
     def integer(self, low: int, high: int) -> int:
         return self._source.integer(low, high)
 
-    def pick(self, options: Sequence[_T]) -> _T:
+    def pick(self, options: Sequence[Any]) -> Any:
         """One of the options; the first is the simplest."""
         return options[self.integer(0, len(options) - 1)]
 

@@ -87,7 +87,7 @@ def conv(
         attributes["auto_pad"] = "SAME_UPPER"
     elif pad:
         attributes["pads"] = [pad] * 2 * dims
-    inputs = [x, weight(b, array), *([vector(b, out)] if b.one_in(2) else [])]
+    inputs: list[T | str] = [x, weight(b, array), *([vector(b, out)] if b.one_in(2) else [])]
     space = [(s + (stride - 1)) // stride for s in x.shape[2:]]
     return b.op("Conv", *inputs, shape=[x.shape[0], out, *space], **attributes)
 
@@ -133,7 +133,7 @@ def conv_transpose(b: Builder, x: T, op: str) -> T | None:
     array = b.normal(x.channels, each, *(stride,) * dims, scale=math.sqrt(2 / fan))
     bias = [vector(b, each * group)] if b.one_in(2) else []
     shape = [x.shape[0], each * group, *(s * stride for s in x.shape[2:])]
-    inputs = [x, weight(b, array), *bias]
+    inputs: list[T | str] = [x, weight(b, array), *bias]
     return b.op("ConvTranspose", *inputs, shape=shape, group=group, strides=[stride] * dims)
 
 
@@ -225,7 +225,7 @@ def gemm(b: Builder, x: T, out: int) -> T:
     extra = [] if bias is None else [weight(b, b.normal(*bias))]
     attributes: dict[str, Any] = {}
     if b.one_in(4):
-        attributes: dict[str, Any] = {"alpha": 1.5, "beta": 0.5}
+        attributes = {"alpha": 1.5, "beta": 0.5}
     shape = [x.shape[0], out]
     if b.one_in(2):
         array, attributes["transB"] = array.T.copy(), 1

@@ -23,7 +23,7 @@ def spread(x: T, axes: Sequence[int]) -> int:
 def batch_norm(b: Builder, x: T, op: str) -> T:
     n = x.channels
     mean = b.initializer(b.normal(n, scale=0.3))
-    inputs = [x, vector(b, n), vector(b, n), mean, vector(b, n, positive=True)]
+    inputs: list[T | str] = [x, vector(b, n), vector(b, n), mean, vector(b, n, positive=True)]
     return b.op("BatchNormalization", *inputs, epsilon=1e-4)
 
 
@@ -32,7 +32,13 @@ def batch_norm_in_training(b: Builder, x: T, op: str) -> T | None:
     if b.real is not np.float32 or spread(x, x.others) < 4:
         return None
     n = x.channels
-    inputs = [x, vector(b, n), vector(b, n), vector(b, n), vector(b, n, positive=True)]
+    inputs: list[T | str] = [
+        x,
+        vector(b, n),
+        vector(b, n),
+        vector(b, n),
+        vector(b, n, positive=True),
+    ]
     each = T("", (n,), 0, b.real)
     made = b.node("BatchNormalization", inputs, [x, each, each], training_mode=1)
     return made[0]
@@ -82,7 +88,7 @@ def layer_norm(b: Builder, x: T, op: str) -> T | None:
     shape = x.shape[axis:]
     if any(isinstance(s, Open) for s in shape) or math.prod(shape) < 3:
         return None
-    inputs = [x, weight(b, b.factors(*shape))]
+    inputs: list[T | str] = [x, weight(b, b.factors(*shape))]
     if op == "LayerNormalization" and b.one_in(2):
         inputs.append(weight(b, b.factors(*shape)))
     return joined(b, x, b.op(op, *inputs, axis=axis))

@@ -230,7 +230,7 @@ def _whole(b: Builder, x: T, dtype: type[np.generic]) -> T:
 @motif("BitShift", on=ANY, since=11)
 @motif("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", on=ANY, since=18)
 def bits(b: Builder, x: T, op: str) -> T:
-    dtype = np.uint32 if op == "BitShift" else b.pick((np.int32, np.int64))
+    dtype: type[np.generic] = np.uint32 if op == "BitShift" else b.pick((np.int32, np.int64))
     y = _whole(b, x, dtype)
     attributes: dict[str, Any] = (
         {"direction": b.pick(("LEFT", "RIGHT"))} if op == "BitShift" else {}

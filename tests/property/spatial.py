@@ -31,7 +31,7 @@ def pool(b: Builder, x: T, op: str) -> T | None:
         attributes: dict[str, Any] = {"kernel_shape": [2] * dims, "strides": [2] * dims}
         space = [s // 2 for s in x.shape[2:]]
     else:
-        attributes: dict[str, Any] = {"kernel_shape": [3] * dims, "pads": [1] * 2 * dims}
+        attributes = {"kernel_shape": [3] * dims, "pads": [1] * 2 * dims}
         space = list(x.shape[2:])
     shape = [*x.shape[:2], *space]
     outputs: list[T | None] = [replace(x, shape=tuple(shape))]
@@ -213,5 +213,5 @@ def regions(b: Builder, x: T, op: str) -> T | None:
         extra: dict[str, Any] = {"output_height": 2, "output_width": 2}
     else:
         names = [b.initializer(np.concatenate([np.zeros((2, 1), np.float32), corners], axis=1))]
-        extra: dict[str, Any] = {"pooled_shape": [2, 2]}
+        extra = {"pooled_shape": [2, 2]}
     return b.op(op, x, *names, shape=[2, x.shape[1], 2, 2], **extra)
