@@ -61,6 +61,7 @@ class Attention(StrEnum):
 
     heads = "heads"
     dims = "dims"
+    none = "none"
 
 
 class Restoring(StrEnum):
@@ -101,7 +102,15 @@ DataPath: TypeAlias = Annotated[
 Seed: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="For everything random.")]
 AttentionMode: TypeAlias = Annotated[
     Attention,
-    typer.Option("--attention", help="Cut whole attention heads, or dimensions of every head."),
+    typer.Option(
+        "--attention", help="Cut whole attention heads, dimensions of every head, or none."
+    ),
+]
+AllowNorm: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-norm", help="Also cut what a normalisation averages over; not exact, and said so."
+    ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
@@ -147,6 +156,7 @@ def inspect(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write the groups as a table.")
     ] = None,
     attention: AttentionMode = Attention.heads,
+    allow_norm: AllowNorm = False,
     input_shape: Shapes = None,
     json: Json = False,
     force: Force = False,
@@ -165,6 +175,7 @@ def inspect(
             model,
             input_shapes=_shapes(input_shape),
             attention=attention.value,
+            allow_norm=allow_norm,
             progress=progress,
         )
         chosen = None if group is None else _group(graph, group)
@@ -233,6 +244,7 @@ def shrink(
         typer.Option("--ratio-for", metavar="GLOB=R", help="Another ratio for some groups."),
     ] = None,
     attention: AttentionMode = Attention.heads,
+    allow_norm: AllowNorm = False,
     restore: Annotated[
         Restoring, typer.Option("--restore", help="Restore accuracy: not in this version.")
     ] = Restoring.none,
@@ -283,6 +295,7 @@ def shrink(
             only=only,
             ratio_for=ratio_for,
             attention=attention is not Attention.heads,
+            allow_norm=allow_norm,
             input_shape=input_shape,
         )
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
@@ -302,6 +315,7 @@ def shrink(
             only=only or (),
             ratio_for=_ratios(ratio_for),
             attention=attention.value,
+            allow_norm=allow_norm,
             restore=restore.value,
             input_shapes=_shapes(input_shape),
             data=data,

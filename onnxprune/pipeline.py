@@ -20,7 +20,7 @@ from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
-from onnxprune.request import AnyModel, Check, Request, check_level, check_outputs
+from onnxprune.request import AnyModel, Check, Mode, Request, check_level, check_outputs
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan
@@ -51,6 +51,7 @@ def shrink(
     only: Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
     attention: str = "heads",
+    allow_norm: bool = False,
     restore: str = "none",
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
@@ -79,6 +80,7 @@ def shrink(
         only: Patterns; all other groups are kept whole.
         ratio_for: Another ratio for the groups that match a pattern.
         attention: As in ``analyse``.
+        allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
         restore: Only ``none`` so far.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs for verification: an ``.npz`` file or ``Data``; None makes random ones.
@@ -116,13 +118,13 @@ def shrink(
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
-            tuple(ignore), tuple(only), dict(ratio_for or {}), attention,
+            tuple(ignore), tuple(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
             check = Check(verify, limits, _given_data(data, original), seed)
-        graph = _analyse(original, asked.shapes, asked.attention_mode, clock)
+        graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(_nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
@@ -158,18 +160,16 @@ def shrink(
 
 
 def _analyse(
-    model: Model, shapes: Mapping[str, Shape], attention: str, clock: Clock
+    model: Model, shapes: Mapping[str, Shape], mode: Mode, clock: Clock
 ) -> DependencyGraph:
     """``analyse`` with its two stages timed apart."""
-    if attention not in ("heads", "dims"):
-        raise UsageError(f"attention is '{attention}'", hint="give heads or dims")
     with clock.stage("prepare"):
         prepared = prepare(model)
         envs = tuple(
             environment(prepared, choice) for choice in find_stand_ins(prepared, shapes or None)
         )
     with clock.stage("analyse"):
-        found = analyse_graph(prepared, envs, attention=attention)
+        found = analyse_graph(prepared, envs, attention=mode.attention, allow_norm=mode.allow_norm)
     for note in found.notes:
         _log.info("%s", note)
     return found
@@ -264,6 +264,7 @@ def inspect(
     *,
     input_shapes: Mapping[str, Shape] | None = None,
     attention: str = "heads",
+    allow_norm: bool = False,
     progress: Progress | None = None,
 ) -> tuple[DependencyGraph, Report]:
     """What can be pruned, what cannot and why, and what it all costs.
@@ -272,6 +273,7 @@ def inspect(
         model: A path, a loaded model, or a message.
         input_shapes: Concrete shapes for symbolic inputs.
         attention: As in ``analyse``.
+        allow_norm: As in ``analyse``.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -281,7 +283,7 @@ def inspect(
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
-        graph = _analyse(original, input_shapes or {}, attention, clock)
+        graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
         method, why = choose(graph) if graph.prunable else ("", "nothing can be pruned")
     return graph, Report(
         verb="inspect",
@@ -330,7 +332,7 @@ def compare(
             before, after = as_model(first), as_model(second)
             _check_interfaces(before, after)
             fed = _given_data(data, before)
-        graph = _analyse(before, input_shapes or {}, "heads", clock)
+        graph = _analyse(before, input_shapes or {}, Mode(), clock)
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)

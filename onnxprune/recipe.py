@@ -47,7 +47,8 @@ class Options(_Part):
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     ratio_for: dict[str, float] = {}
-    attention: Literal["heads", "dims"] = "heads"
+    attention: Literal["heads", "dims", "none"] = "heads"
+    allow_norm: bool = False
     input_shape: dict[str, tuple[int, ...]] = {}
     restore: Literal["none"] = "none"
     seed: int = 0

@@ -24,6 +24,18 @@ AnyModel = Model | onnx.ModelProto | bytes | str | Path
 _LEVELS = ("none", "twin", "full")
 
 
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How to analyse: what is cut in attention, and whether normalised channels may go."""
+
+    attention: str = "heads"
+    allow_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("heads", "dims", "none"):
+            raise UsageError(f"attention is '{self.attention}'", hint="give heads, dims or none")
+
+
 @dataclass(frozen=True)
 class Request:
     """What was asked for, by ratio or by recipe."""
@@ -39,6 +51,7 @@ class Request:
     only: tuple[str, ...]
     ratio_for: Mapping[str, float]
     attention: str
+    allow_norm: bool
     input_shapes: Mapping[str, Shape]
     seed: int
 
@@ -48,9 +61,11 @@ class Request:
         return self.input_shapes if self.recipe is None else self.recipe.options.input_shape
 
     @property
-    def attention_mode(self) -> str:
-        """What is cut in attention."""
-        return self.attention if self.recipe is None else self.recipe.options.attention
+    def analysis(self) -> Mode:
+        """How to analyse."""
+        if self.recipe is None:
+            return Mode(self.attention, self.allow_norm)
+        return Mode(self.recipe.options.attention, self.recipe.options.allow_norm)
 
     def plan(self, graph: DependencyGraph, clock: Clock) -> tuple[PruningPlan, str, str]:
         """The plan, the method that ranked, and why that one."""
@@ -89,7 +104,8 @@ class Request:
             ignore=self.ignore,
             only=self.only,
             ratio_for=dict(self.ratio_for),
-            attention=self.attention,  # type: ignore[arg-type]  # analyse checked it
+            attention=self.attention,  # type: ignore[arg-type]  # Mode checked it
+            allow_norm=self.allow_norm,
             input_shape={name: tuple(shape) for name, shape in self.input_shapes.items()},
             seed=self.seed,
         )

@@ -188,6 +188,8 @@ def _verdict(report: Report) -> str:
             return "not verified"
         case "not_run":
             return "not verified: untestable"
+    if report.exact is False:
+        return "not exact: statistics of a normalisation changed"
     return "twin ok" if report.verdict.twin else "loads and runs"
 
 

@@ -131,7 +131,8 @@ class Builder(Chooser):
     ) -> T:
         """A node whose list of integers is an attribute before ``since`` and an input from then."""
         if self.opset < since:
-            return self.op(op_type, x, **{name: list(values)}, **rest)
+            rest[name] = list(values)
+            return self.op(op_type, x, **rest)
         return self.op(op_type, x, self.ints(*values), **rest)
 
     def squeeze(self, x: T, axes: Sequence[int], c: int | None = None) -> T:
@@ -168,12 +169,13 @@ class Builder(Chooser):
             replace(x, shape=tuple(n if a == axis else s for a, s in enumerate(x.shape)))
             for n in sizes
         ]
+        attributes: dict[str, Any] = {}
         if self.opset < 13:
             attributes = {} if equal else {"split": list(sizes)}
             return self.node("Split", [x], parts, axis=axis, **attributes)
         if not equal:
             return self.node("Split", [x, self.ints(*sizes)], parts, axis=axis)
-        attributes: dict[str, Any] = {"num_outputs": len(sizes)} if self.opset >= 18 else {}
+        attributes = {"num_outputs": len(sizes)} if self.opset >= 18 else {}
         return self.node("Split", [x], parts, axis=axis, **attributes)
 
     def gather(self, x: T, axis: int, indices: Array | int) -> T:

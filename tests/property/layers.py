@@ -15,7 +15,7 @@ from tests.property.weights import vector, weight
 
 
 def width(b: Builder) -> int:
-    return b.pick((8, 6, 12, 4, 16))
+    return int(b.pick((8, 6, 12, 4, 16)))
 
 
 def layer(b: Builder, x: T, out: int | None = None) -> T:

@@ -61,7 +61,8 @@ def flattened(b: Builder, x: T, op: str) -> T | None:
     if any(isinstance(s, Open) for s in x.shape[1:]):
         return None
     shape = [x.shape[0], int(np.prod(x.shape[1:]))]
-    return b.op("Flatten", x, shape=shape, c=1, **({} if b.one_in(2) else {"axis": 1}))
+    attributes: dict[str, Any] = {} if b.one_in(2) else {"axis": 1}
+    return b.op("Flatten", x, shape=shape, c=1, **attributes)
 
 
 @motif("Squeeze", on=("map2",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -133,4 +134,5 @@ def lp_norm(b: Builder, x: T, op: str) -> T:
 def mean_variance(b: Builder, x: T, op: str) -> T | None:
     if spread(x, x.others) < 4:
         return None
-    return b.op("MeanVarianceNormalization", x, **({"axes": [2, 3]} if b.one_in(2) else {}))
+    attributes: dict[str, Any] = {"axes": [2, 3]} if b.one_in(2) else {}
+    return b.op("MeanVarianceNormalization", x, **attributes)

@@ -18,7 +18,7 @@ def weight(b: Builder, array: Array) -> str:
     forms = [_shared, _constant, _identity, _cast, _transposed, _reshaped, _unsqueezed, _scaled]
     if b.opset >= 10 and b.real is np.float32:
         forms.append(_quantized)
-    return b.pick(forms)(b, array)
+    return str(b.pick(forms)(b, array))
 
 
 def vector(b: Builder, size: int, *, positive: bool = False) -> str:
@@ -27,7 +27,7 @@ def vector(b: Builder, size: int, *, positive: bool = False) -> str:
     array = values.astype(b.real)
     if not b.one_in(5):
         return _plain(b, array)
-    return b.pick([_shared, _constant, _identity, _unsqueezed])(b, array)
+    return str(b.pick([_shared, _constant, _identity, _unsqueezed])(b, array))
 
 
 def operand(b: Builder, x: T, *, positive: bool = False, rank: int | None = None) -> str:
@@ -129,7 +129,9 @@ def _quantized(b: Builder, array: Array) -> str:
                                                      for a in range(array.ndim)])  # fmt: skip
     points = b.rng.integers(-20, 20, scale.shape) if b.one_in(2) else np.zeros(scale.shape, int)
     shift = points if axis is None else points.reshape(wide.shape)
-    stored = np.clip(np.round(array / wide) + shift, -127, 127).astype(np.int8)
+    stored = np.clip(np.round(np.asarray(array, np.float32) / wide) + shift, -127, 127).astype(
+        np.int8
+    )
     inputs = [b.initializer(stored), b.initializer(scale)]
     if points.any() or b.one_in(2):
         inputs.append(b.initializer(points.astype(np.int8)))

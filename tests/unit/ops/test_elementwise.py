@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -148,7 +150,7 @@ def test_operator_that_the_schema_rule_accepts_commutes_with_permutation(
     kind = {"Not": np.bool_, "BitwiseNot": np.int32}.get(name, np.float32)
     x = np.random.default_rng(0).uniform(0.05, 0.9, (2, 6, 4, 4))
     x = (x + 1 if name == "Acosh" else x).astype(kind)
-    required = {"to": 1} if name == "Cast" else {}
+    required: dict[str, Any] = {"to": 1} if name == "Cast" else {}
     if name in ("DepthToSpace", "SpaceToDepth"):
         required = {"blocksize": 1}
     node = onnx.helper.make_node(name, ["x"], ["y"], **required)

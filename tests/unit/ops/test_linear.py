@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ ATTENTION = """g (float[2,6,12] x) => (float[2,6,12] y) {
 
 
 def attention() -> Model:
-    sizes = {"split": np.array([2, 6, 4, 3]), "merge": np.array([2, 6, 12])}
+    sizes: dict[str, Any] = {"split": np.array([2, 6, 4, 3]), "merge": np.array([2, 6, 12])}
     return model(ATTENTION, wq=(12, 12), wk=(12, 12), wv=(12, 12), wo=(12, 12), **sizes)
 
 

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
+from onnxprune.data import random_data
+from onnxprune.io import Model
+from onnxprune.rewrite import operate
+from onnxprune.verify import verify
+from tests.oracle import plan_at
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,
@@ -112,3 +117,33 @@ def test_mean_variance_normalization_over_space_lets_channels_pass(axes: str) ->
 def test_mean_variance_normalization_over_channels_freezes_them() -> None:
     found = between_convs("m = MeanVarianceNormalization<axes=[1,2,3]>(a)", opset=13)
     assert_frozen(found, "w1", "MeanVarianceNormalization 'm'")
+
+
+def exact_after_allow_norm(found: Model) -> bool:
+    graph = analyse(found, allow_norm=True)
+    plan = plan_at(graph, 0.5)
+    assert plan.removes > 0
+    pruned = operate(plan).model
+    verdict = verify(found, pruned, twin=None, data=random_data(found), level="twin")
+    assert verdict.status == "passed", verdict.reason
+    return graph.exact(plan.keep)
+
+
+def test_allow_norm_cuts_under_layer_normalization_and_is_not_exact() -> None:
+    middle = "m = LayerNormalization<axis=-1>(a, s, t)"
+    found = between_matmuls(middle, s=(8,), t=(8,))
+    assert_frozen(found, "w1", "LayerNormalization", "m")
+    assert not exact_after_allow_norm(found)
+    assert_coupled(analyse(found, allow_norm=True), ("w1", 1), ("s", 0), ("t", 0), ("w2", 0))
+
+
+def test_allow_norm_takes_equal_counts_from_every_group_of_a_group_normalization() -> None:
+    found = between_convs("m = GroupNormalization<num_groups=2>(a, s, t)", s=(8,), t=(8,))
+    graph = analyse(found, allow_norm=True)
+    (group,) = graph.prunable
+    assert [cell.size for cell in group.cells] == [4, 4]
+    assert not exact_after_allow_norm(found)
+
+
+def test_allow_norm_leaves_what_no_normalization_touches_exact() -> None:
+    assert exact_after_allow_norm(between_convs("m = Relu(a)"))

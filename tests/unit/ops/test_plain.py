@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ DYNAMIC = """g (float[N,3,8,8] x) => (float[n,c,h,w] y) {{
     a = Conv(x, w1)  {}  y = Conv(m, w2)}}"""
 
 
-def dynamic(middle: str, **constants: np.ndarray) -> Model:
+def dynamic(middle: str, **constants: Any) -> Model:
     return model(DYNAMIC.format(middle), w1=(8, 3, 1, 1), w2=(4, 8, 1, 1), **constants)
 
 

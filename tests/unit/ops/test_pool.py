@@ -91,7 +91,7 @@ def test_roi_align_lets_channels_pass() -> None:
 
 
 def test_max_roi_pool_lets_channels_pass() -> None:
-    rois = np.concatenate([np.float32([[0], [1]]), ROIS], axis=1)
+    rois = np.concatenate([np.asarray([[0], [1]], np.float32), ROIS], axis=1)
     found = between_convs("m = MaxRoiPool<pooled_shape=[2,2]>(a, r)", opset=16, r=rois)
     assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
     assert_exact(found)
