@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
 from onnxprune.analyse import DependencyGraph, analyse
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
-from onnxprune.types import AnyArray as Array
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
 
 _SEEDS = range(3)
 
 
-def model(text: str, *, opset: int = 21, **constants: Array | tuple[int, ...]) -> Model:
-    """A model from its body; constants are arrays, or shapes filled from a seeded generator."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+def model(
+    text: str, *, opset: int = 21, ir_version: int = 10, **constants: Any
+) -> Model:
+    """A model from its body; constants are arrays, or shapes filled from a seeded generator.
+
+    In IR version 3 every constant is also a graph input, as it has to be.
+    """
+    head = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
+    proto = onnx.parser.parse_model(f"{head}\n{text}")
     rng = np.random.default_rng(0)
     for name, given in constants.items():
-        array = given if isinstance(given, np.ndarray) else None
-        if array is None:
-            array = (rng.standard_normal(given) * 0.6).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        if isinstance(given, tuple):
+            array = np.asarray(rng.standard_normal(given) * 0.6, np.float32)
+        else:
+            array = np.asarray(given)
+        tensor = onnx.numpy_helper.from_array(array, name)
+        proto.graph.initializer.append(tensor)
+        if ir_version < 4:
+            entry = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(entry)
     return Model(proto)
 
 
 def between_convs(
-    middle: str, *, opset: int = 21, reads: int = 8, **constants: Array | tuple[int, ...]
+    middle: str, *, opset: int = 21, reads: int = 8, **constants: Any
 ) -> Model:
     """Conv w1 (8 channels) makes ``a``, the middle ``m``, Conv w2 reads ``reads`` channels."""
     text = (
@@ -39,7 +51,7 @@ def between_convs(
 
 
 def between_matmuls(
-    middle: str, *, opset: int = 21, reads: int = 8, **constants: Array | tuple[int, ...]
+    middle: str, *, opset: int = 21, reads: int = 8, **constants: Any
 ) -> Model:
     """MatMul w1 (8 channels) makes ``a`` (2, 6, 8), the middle ``m``, MatMul w2 reads it."""
     text = (
