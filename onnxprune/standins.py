@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph
 from onnxprune.io import Model
 from onnxprune.prepare import prepare
+from onnxprune.runtime import Session, session
 from onnxprune.shapes import environment
 from onnxprune.types import Shape
 
 _MOST_TRIALS = 60
+_LARGEST_TRIAL = 500_000_000  # bytes of a model that is loaded only to try input sizes
 _MOST_IMAGE_CHANNELS = 4  # a last axis this short holds channels, not width
 _IMAGE_SIDES: tuple[tuple[int, int], ...] = (
     (64, 96),
@@ -59,20 +62,52 @@ def find_stand_ins(
         return (symbols.fill({}),)
     complaint = ""
     accepted: list[Mapping[str, Shape]] = []
+    trial = _Trial(graph.model, symbols)
     for batch in (1, 3):
+        doubtful: Mapping[str, Shape] | None = None
         for choice in itertools.islice(symbols.choices(batch, skip=accepted), _MOST_TRIALS):
             shapes = symbols.fill(choice)
             env = environment(graph, shapes, observe=False)
-            if not env.errors:
+            if env.errors:
+                complaint = complaint or f"{env.errors[0][0].label}: {env.errors[0][1]}"
+            elif trial.accepts(shapes):
                 accepted.append(shapes)
                 break
-            complaint = complaint or f"{env.errors[0][0].label}: {env.errors[0][1]}"
+            else:
+                doubtful = doubtful or shapes
+        else:
+            # A model the runtime cannot run at any size is still analysed.
+            accepted += [] if doubtful is None else [doubtful]
     if not accepted:
         raise ModelError(
             f"no input size was found that the model accepts; at the first one, {complaint}",
             hint="give it with --input-shape NAME:1x3x224x224",
         )
     return tuple(accepted)
+
+
+class _Trial:
+    """Asks ONNX Runtime whether it takes a size, where shape inference alone may not know.
+
+    Reflection padding, for one, needs a length that inference does not ask for. A batch needs no
+    trial, and neither does a model too large to load for it.
+    """
+
+    def __init__(self, model: Model, symbols: _Symbols) -> None:
+        roles = {role for role, _, _ in symbols.names.values()}
+        self._model = model
+        self._wanted = bool(roles & {"side", "length"}) and model.file_bytes < _LARGEST_TRIAL
+        self._loaded: Session | None = None
+
+    def accepts(self, shapes: Mapping[str, Shape]) -> bool:
+        if not self._wanted:
+            return True
+        try:
+            self._loaded = self._loaded or session(self._model)
+            self._loaded.run(random_feeds(self._model, [shapes], seed=0, batches=1)[0])
+        except VerificationError:
+            return False
+        return True
 
 
 def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -121,7 +156,7 @@ class _Symbols:
     def _role(
         self, graph: Graph, name: str, axis: int, dims: Sequence[int | str]
     ) -> tuple[str, int, int]:
-        channels, by_conv = _first_width(graph, name)
+        channels, by_conv = _first_width(graph, name, len(dims))
         image, last = len(dims) >= 4, len(dims) - 1
         channels_last = image and isinstance(dims[-1], int) and dims[-1] <= _MOST_IMAGE_CHANNELS
         channel_axis = 1 if by_conv and not channels_last else last
@@ -160,7 +195,7 @@ class _Symbols:
         }
 
 
-def _first_width(graph: Graph, name: str) -> tuple[int, bool]:
+def _first_width(graph: Graph, name: str, rank: int) -> tuple[int, bool]:
     """Channels that the first weight behind an input reads, 0 if unknown; whether a Conv's."""
     for _ in range(8):
         readers = graph.consumers.get(name, [])
@@ -168,7 +203,7 @@ def _first_width(graph: Graph, name: str) -> tuple[int, bool]:
             weight = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
             if weight is None or position != 0:
                 continue
-            if node.op_type == "Conv":
+            if node.op_type == "Conv" and len(weight.weight.shape) == rank:
                 return weight.weight.shape[1] * node.int("group", 1), True
             if node.op_type == "Gemm":
                 return weight.weight.shape[1 if node.int("transB", 0) else 0], False
