@@ -24,9 +24,9 @@ from onnxprune.shapefix import repairs as shape_repairs
 from onnxprune.shapes import Environment, environment
 from onnxprune.slots import content
 from onnxprune.standins import find_stand_ins
-from onnxprune.survivors import Survivors
+from onnxprune.survivors import Misfit, Survivors
 from onnxprune.trace import Tracer
-from onnxprune.types import IntArray, Shape
+from onnxprune.types import Shape
 
 __all__ = ["DependencyGraph", "analyse", "analyse_graph", "random_keep"]
 
@@ -93,10 +93,11 @@ def analyse_graph(
 def _repairs(
     found: DependencyGraph, tracer: Tracer, seen: set[bytes], notes: list[str]
 ) -> list[Effect]:
-    """Ties (the second time, freezes) for whatever does not fit in any of some trial cuts."""
+    """Ties (where that did not help, freezes) for whatever does not fit in some trial cut."""
     repairs: list[Effect] = list(_crossing_rows(found, tracer, notes))
     trials = [staggered_keep(found, phase) for phase in (0, 1)]
     trials.append(random_keep(found, None, np.random.default_rng(0)))
+    tied: set[bytes] = set()
     for keep in trials:
         dead = found.dead(keep)
         survivors = [Survivors(trace, dead) for trace in tracer.traces]
@@ -104,32 +105,42 @@ def _repairs(
         if not misfits:
             misfits = list(shape_repairs(tracer, survivors).misfits)
         for misfit in misfits:
-            repairs += _repair(misfit.field, misfit.where, tracer, seen, notes)
+            repairs += _repair(misfit, tracer, seen, tied, notes)
+    seen |= tied
     return repairs
 
 
 def _repair(
-    f: IntArray, where: str, tracer: Tracer, seen: set[bytes], notes: list[str]
+    misfit: Misfit, tracer: Tracer, seen: set[bytes], tied: set[bytes], notes: list[str]
 ) -> list[Effect]:
-    labels = tracer.table.classes(f)
-    key = content(labels)
-    moving = fields.varying(labels)
-    if key in seen or len(moving) < 2:
-        notes.append(f"'{where}': channels that do not stay in order are frozen")
-        return [Freeze(labels, f"'{where}' would put its channels out of order")]
-    seen.add(key)
-    notes.append(f"'{where}': every row keeps the same channels")
-    cut = cut_axis(labels, tracer.signature(0), ())
-    rows = [axis for axis in moving if axis != cut]
-    return [Tie(labels, fields.first(labels, rows))]
+    """Tie the rows of the grids that a misfit names; freeze them if that was done before."""
+    grids = []
+    for f in misfit.fields:
+        labels = tracer.table.classes(f)
+        if len(fields.varying(labels)) > 1 and content(labels) not in seen:
+            grids.append(labels)
+    if not grids:
+        notes.append(f"'{misfit.where}': channels that do not stay in order are frozen")
+        why = f"'{misfit.where}' would put its channels out of order"
+        return [Freeze(f, why) for f in misfit.fields]
+    ties: list[Effect] = []
+    for labels in grids:
+        if content(labels) not in tied:
+            tied.add(content(labels))
+            notes.append(f"'{misfit.where}': every row keeps the same channels")
+            cut = cut_axis(labels, tracer.signature(0), ())
+            rows = [axis for axis in fields.varying(labels) if axis != cut]
+            ties.append(Tie(labels, fields.first(labels, rows)))
+    return ties
 
 
 def _freeze_all(found: DependencyGraph, tracer: Tracer) -> list[Effect]:
     dead = found.dead(random_keep(found, 0.5, np.random.default_rng(0)))
     return [
-        Freeze(misfit.field, f"'{misfit.where}' does not keep its order")
+        Freeze(f, f"'{misfit.where}' does not keep its order")
         for trace in tracer.traces
         for misfit in Survivors(trace, dead).misfits(tracer)
+        for f in misfit.fields
     ]
 
 

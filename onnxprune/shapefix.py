@@ -118,7 +118,7 @@ class _Finder:
                 )
                 fields = self.survivors[0].trace.fields[node.inputs[0]]
                 blame = np.concatenate([f.reshape(-1) for f in fields])
-                yield first if same else Misfit(blame, node.label)
+                yield first if same else Misfit((blame,), node.label)
 
     def _taken(self, node: Node, survivors: Survivors) -> Iterator[Ranges]:
         view = movement_view(node, survivors.trace.env)
@@ -156,7 +156,7 @@ class _Finder:
         if any(first.cut(tensor) for tensor in touched):
             labelled = [f for tensor in touched for f in first.trace.fields.get(tensor, ())]
             blame = [f.reshape(-1) for f in labelled] + [self._blame(name)]
-            yield Misfit(np.concatenate(blame), node.label)
+            yield Misfit((np.concatenate(blame),), node.label)
 
     def _is_arithmetic(self, node: Node) -> bool:
         known = all(not name or name in self.envs[0].values for name in node.outputs)
@@ -202,7 +202,7 @@ class _Finder:
                 literal.reshape(-1)[at] = -1
                 free = False
             else:
-                return Misfit(self._blame(name), node.label)
+                return Misfit((self._blame(name),), node.label)
             mask.reshape(-1)[at] = True
         return Patch(node, position, literal, mask)
 
@@ -218,7 +218,7 @@ class _Finder:
         if len(known) == len(self.envs) and all(np.array_equal(o, old[0]) for o in old):
             yield Patch(node, position, np.asarray(old[0]), np.ones(old[0].shape, np.bool_))
         else:
-            yield Misfit(self._blame(name), node.label)
+            yield Misfit((self._blame(name),), node.label)
 
     def _blame(self, name: str) -> IntArray:
         """Fields of the tensors whose shape a number was computed from."""

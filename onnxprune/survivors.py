@@ -33,9 +33,9 @@ class DeadSlots:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A field whose survivors do not form a box, or that a movement would put out of order."""
+    """Fields whose survivors do not form a box, or that a movement would put out of order."""
 
-    field: IntArray
+    fields: tuple[IntArray, ...]
     where: str
 
 
@@ -109,7 +109,7 @@ class Survivors:
                 if id(f) not in boxes and len(fields.varying(f)) > 1 and self._mask(f).any():
                     boxes.add(id(f))
                     if not fields.rectangular(fields.Dead(self._mask(f), self.cut_axis(f))):
-                        found.append(Misfit(f, name))
+                        found.append(Misfit((f,), name))
             found += self._crossing(name, labelled)
         if found:
             return found
@@ -131,7 +131,7 @@ class Survivors:
         try:
             fields.survivors_shape(shape or (), masks)
         except ValueError:
-            return [Misfit(f, name) for f in labelled if self._mask(f).any()]
+            return [Misfit(tuple(f for f in labelled if self._mask(f).any()), name)]
         return []
 
     def _moved(self, node: Node, tracer: Tracer) -> list[Misfit]:
@@ -156,6 +156,5 @@ class Survivors:
                 if dead.mask.any() and not moves.survives(
                     old[position], new[position], dead, (source, new_source), after_axis
                 ):
-                    found.append(Misfit(f, node.label))
-                    found += [Misfit(g, node.label) for g in self.trace.fields.get(output, ())]
+                    found.append(Misfit((f, *self._labelled(output)), node.label))
         return found

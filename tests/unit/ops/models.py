@@ -15,9 +15,7 @@ from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
 _SEEDS = range(3)
 
 
-def model(
-    text: str, *, opset: int = 21, ir_version: int = 10, **constants: Any
-) -> Model:
+def model(text: str, *, opset: int = 21, ir_version: int = 10, **constants: Any) -> Model:
     """A model from its body; constants are arrays, or shapes filled from a seeded generator.
 
     In IR version 3 every constant is also a graph input, as it has to be.
@@ -38,9 +36,7 @@ def model(
     return Model(proto)
 
 
-def between_convs(
-    middle: str, *, opset: int = 21, reads: int = 8, **constants: Any
-) -> Model:
+def between_convs(middle: str, *, opset: int = 21, reads: int = 8, **constants: Any) -> Model:
     """Conv w1 (8 channels) makes ``a``, the middle ``m``, Conv w2 reads ``reads`` channels."""
     text = (
         "g (float[2,3,8,8] x) => (float[n,c,h,w] y) {\n"
@@ -50,9 +46,7 @@ def between_convs(
     return model(text, opset=opset, **{**weights, **constants})
 
 
-def between_matmuls(
-    middle: str, *, opset: int = 21, reads: int = 8, **constants: Any
-) -> Model:
+def between_matmuls(middle: str, *, opset: int = 21, reads: int = 8, **constants: Any) -> Model:
     """MatMul w1 (8 channels) makes ``a`` (2, 6, 8), the middle ``m``, MatMul w2 reads it."""
     text = (
         "g (float[2,6,3] x) => (float[n,t,c] y) {\n"
