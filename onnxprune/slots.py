@@ -141,6 +141,7 @@ class PassBirths:
         shapes: Shape of a tensor.
         same: Tensors that show a constant element by element, and the tensor they show.
         moved: Constant-derived tensors that a movement makes: (source, how labels move).
+        scaled: Dequantized constants with a scale for each index of an axis.
         seen: Slots of the elements of moved constants, as far as they were asked for.
         signature: Rows that the last pass found each component in.
     """
@@ -149,6 +150,7 @@ class PassBirths:
     shapes: Callable[[str], Shape | None]
     same: dict[str, str] = field(default_factory=dict)
     moved: dict[str, tuple[str, Callable[[IntArray], IntArray]]] = field(default_factory=dict)
+    scaled: set[str] = field(default_factory=set)
     seen: dict[str, IntArray] = field(default_factory=dict)
     signature: Signature = field(default_factory=lambda: np.zeros(1, np.uint64))
 
@@ -168,6 +170,8 @@ class PassBirths:
 
     def elements(self, name: str) -> IntArray | None:
         """A slot for each element, moved as the constant was."""
+        if name in self.scaled:
+            return None  # the scale along an axis has no slot for each element
         if name in self.same:
             return self.elements(self.same[name])
         if name in self.moved:

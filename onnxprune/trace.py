@@ -32,6 +32,7 @@ from onnxprune.types import BoolArray, IntArray, Shape
 
 _MOST_PASSES = 12
 # Operators that present a constant element by element, so that slots of its elements carry over.
+_QUANTIZING = {"DequantizeLinear", "QuantizeLinear"}
 PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
 
 
@@ -311,7 +312,12 @@ class _Walk:
         source, entry = node.inputs[0], self.tracer.entries[node.index]
         name = (run.nodes[-1] if run else node).outputs[0]
         if node.op_type in PRESERVING:
-            self.births.same[name] = source
+            scale = view.get(1) if node.op_type in _QUANTIZING else None
+            scaled = scale is not None and scale.shape not in ((), (1,))
+            if not scaled or view.axis("axis", 1, view.x.rank) == 0:
+                self.births.same[name] = source
+            if scaled:
+                self.births.scaled.add(name)
         elif entry is not None and entry.move is not None and view.out_shapes[0] is not None:
             steps = entry.move(view, view.x.shape, [s or () for s in view.out_shapes])
             if steps:
