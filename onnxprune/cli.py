@@ -168,7 +168,7 @@ def inspect(
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
         from onnxprune import pipeline
         from onnxprune.report.ops import operators_of
-        from onnxprune.request import check_outputs
+        from onnxprune.request import check_outputs, check_sources
 
         check_outputs(model, csv, force=force)
         graph, report = pipeline.inspect(
@@ -183,6 +183,7 @@ def inspect(
         if csv is not None:
             from onnxprune.report.tables import groups_csv
 
+            check_sources(graph.graph.model, csv)
             write(csv, groups_csv(report.groups))
     if json:
         from onnxprune.report.build import as_json, only_group

@@ -20,7 +20,15 @@ from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
-from onnxprune.request import AnyModel, Check, Mode, Request, check_level, check_outputs
+from onnxprune.request import (
+    AnyModel,
+    Check,
+    Mode,
+    Request,
+    check_level,
+    check_outputs,
+    check_sources,
+)
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan
@@ -124,6 +132,7 @@ def shrink(
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
+            check_sources(original, output, recipe_out)
             check = Check(verify, limits, _given_data(data, original), seed)
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
@@ -258,6 +267,10 @@ def _verify(
     if verdict.status == "failed":
         hint = _BUG if verdict.ours else "nothing was written"
         raise VerificationError(verdict.reason, hint=hint)
+    if verdict.status == "not_run" and check.limits != Limits():
+        raise VerificationError(
+            f"{verdict.reason}, so your limit cannot be judged", hint="nothing was written"
+        )
     if verdict.status == "not_run":
         _log.warning("not verified: %s", verdict.reason)
     return verdict

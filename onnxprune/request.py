@@ -176,6 +176,20 @@ def check_outputs(model: AnyModel, *outputs: Path | str | None, force: bool) -> 
             )
 
 
+def check_sources(model: Model, *outputs: Path | str | None) -> None:
+    """Refuse an output that is a file the model's weights are read from, whatever its name.
+
+    Raises:
+        UsageError: It is the input or its external data.
+    """
+    for given in outputs:
+        if given is not None and any(_same(Path(given), source) for source in model.sources):
+            raise UsageError(
+                f"'{given}' belongs to the input, which is never overwritten",
+                hint="choose another output",
+            )
+
+
 def _same(path: Path, other: Path) -> bool:
     if path.exists() and other.exists():
         return path.samefile(other)

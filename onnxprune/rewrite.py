@@ -129,9 +129,10 @@ class _Surgeon:
         if len(birth.view) == len(view):
             return fields.Dead(mask, cut)
         shape = (1, 1) if mask.shape[0] == 1 else view[:2]
-        # Rows of the split axis shrink on their own: equal counts in each group.
-        inner = 1 if mask.shape[0] > 1 and cut is None else None
-        return fields.Dead(mask.reshape(*shape, *mask.shape[1:]), inner)
+        split = mask.reshape(*shape, *mask.shape[1:])
+        # Rows of the split axis shrink on their own, by equal counts, unless whole groups go.
+        whole = bool(split.all(axis=1).any())
+        return fields.Dead(split, 1 if mask.shape[0] > 1 and cut is None and not whole else None)
 
     def _repair_attributes(self) -> None:
         for node in self.graph.nodes:

@@ -209,7 +209,7 @@ def test_squeeze_without_axes_leaves_a_single_channel_alone(opset: int) -> None:
 
 
 def test_scale_along_the_input_axis_of_a_quantized_grouped_conv_follows() -> None:
-    """Groups kept columns of their own, but the scale of DequantizeLinear has one for all of them."""
+    """Groups kept columns of their own, but the scale has one for all of them."""
     stored = np.random.default_rng(0).integers(-90, 90, (8, 4, 1, 1)).astype(np.int8)
     scales = np.linspace(0.005, 0.02, 4, dtype=np.float32)
     middle = "q = DequantizeLinear<axis=1>(k, s, z)  m = Conv<group=2>(a, q)"
