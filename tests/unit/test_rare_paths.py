@@ -151,9 +151,8 @@ def test_channels_joined_to_a_grid_of_constants_take_its_elements_along() -> Non
         "g": np.array([6, 1, 2, 4]), "k": np.ones((6, 1, 2, 4), np.float32),
         "back": np.array([12, 8]),
     }  # fmt: skip
-    text = (
-        """g (float[6,3] x) => (float[n,c] y) {a = MatMul(x, w1) %s y = MatMul(m, w2)}""" % middle
-    )
+    head, tail = "g (float[6,3] x) => (float[n,c] y) {a = MatMul(x, w1) ", " y = MatMul(m, w2)}"
+    text = head + middle + tail
     assert_exact(model(text, w1=(3, 8), w2=(8, 4), **constants), some=False)
 
 
