@@ -476,6 +476,9 @@ def _said(error: BaseException) -> tuple[str, int]:
 
 def main() -> NoReturn:
     """Entry point of the ``onnxprune`` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with it closed, as daemons do
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (as long as we run)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character still prints
