@@ -2,8 +2,8 @@
 
     python tools/bench/exports.py --out FOLDER --markdown tools/bench/results/exports.md
 
-Needs torch, torchvision, timm and onnxscript beside onnxprune. Weights are random, BatchNormalization statistics
-too. A file that is already in FOLDER is not exported again.
+Needs torch, torchvision, timm and onnxscript beside onnxprune. Weights and BatchNormalization
+statistics are random. A file that is already in FOLDER is not exported again.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trial import short, state, table, trial
 
-# package, licence by its metadata, what its models do
+# package, its licence (of the file LICENSE where metadata says otherwise), what its models do
 PACKAGES = (
     ("rapidocr-onnxruntime==1.4.4", "Apache-2.0", "text detection, recognition, orientation"),
     ("nudenet==3.4.2", "AGPL-3.0", "object detection (YOLOv8)"),
