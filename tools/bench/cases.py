@@ -64,7 +64,8 @@ def refused(name: str, path: Path, due: str) -> Row:
     try:
         graph = analyse(io.load(path))
     except OnnxPruneError as error:
-        return Row(name, f"refused: {short(str(error), 110)}", (), ())
+        said = str(error).replace(str(path.parent), "cases")  # no path of this machine in a page
+        return Row(name, f"refused: {short(said, 110)}", (), ())
     if graph.prunable:
         return Row(name, "accepted", (f"should say: {due}",), ())
     return Row(name, f"nothing to prune: {short(graph.groups[0].frozen or '', 80)}", (), ())
