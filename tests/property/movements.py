@@ -269,7 +269,10 @@ def joined_to_constant(b: Builder, x: T, op: str) -> T | None:
 
 
 @motif("Concat", on=ANY)
-def joined_to_input(b: Builder, x: T, op: str) -> T:
+def joined_to_input(b: Builder, x: T, op: str) -> T | None:
+    opened = {size for size in x.shape[1:] if isinstance(size, Open)}
+    if opened - set(b.inputs[0].shape[1:]):
+        return None  # half of an open size has no name
     other = b.input(tuple(3 if a == x.c else s for a, s in enumerate(x.shape)), c=x.c)
     return b.concat(b.shuffled([x, other]), x.c, x.channels + 3)
 

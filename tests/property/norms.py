@@ -11,7 +11,7 @@ import numpy as np
 from tests.property.builder import Builder
 from tests.property.layers import joined
 from tests.property.motifs import ANY, MAPS, motif
-from tests.property.tensors import Open, T
+from tests.property.tensors import Open, T, at
 from tests.property.weights import vector, weight
 
 
@@ -123,6 +123,25 @@ def response(b: Builder, x: T, op: str) -> T:
     return b.transpose(y, (0, 2, 1, 3))
 
 
+@motif("LRN", "Softmax", "LogSoftmax", "LpNormalization", on=("map2", "flat"))
+@motif("MeanVarianceNormalization", on=("map2",), since=9)
+def over_rows_of_a_grid(b: Builder, x: T, op: str) -> T | None:
+    """Channels as rows and columns, of which one axis is looked over."""
+    group = b.pick((2, 4))
+    if x.channels % group or (op in ("LRN", "MeanVarianceNormalization") and x.kind == "flat"):
+        return None
+    space = [] if x.kind == "flat" else [at(2, 3)]
+    y = b.reshape(x, [at(0), group, at(1, over=group), *space], c=2)
+    extra: dict[str, Any] = {
+        "LRN": {"size": 3},
+        "MeanVarianceNormalization": {"axes": b.pick(([2], [1, 3], [2, 3]))},
+    }.get(op, {"axis": b.pick((1, 2)) if op == "LpNormalization" or b.opset >= 13 else 2})
+    y = b.op(op, y, **extra)
+    if x.kind == "flat":
+        return b.reshape(y, [at(0), at(1, 2)], c=1)
+    return b.reshape(y, [at(0), at(1, 2), at(3)], c=1)
+
+
 @motif("LpNormalization", on=ANY)
 def lp_norm(b: Builder, x: T, op: str) -> T:
     axis = b.integer(1, x.rank - 1)
@@ -134,5 +153,6 @@ def lp_norm(b: Builder, x: T, op: str) -> T:
 def mean_variance(b: Builder, x: T, op: str) -> T | None:
     if spread(x, x.others) < 4:
         return None
-    attributes: dict[str, Any] = {"axes": [2, 3]} if b.one_in(2) else {}
-    return b.op("MeanVarianceNormalization", x, **attributes)
+    axes = b.pick((None, [2, 3], [1, 2, 3]))
+    y = b.op("MeanVarianceNormalization", x, **({} if axes is None else {"axes": axes}))
+    return joined(b, x, y) if axes and 1 in axes else y

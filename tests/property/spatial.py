@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.property.builder import Builder
-from tests.property.layers import elsewhere, layer
+from tests.property.layers import elsewhere, joined, layer
 from tests.property.motifs import ANY, MAPS, motif
 from tests.property.norms import spread
 from tests.property.pointwise import positive
@@ -100,7 +100,10 @@ def position_of_largest(b: Builder, x: T, op: str) -> T | None:
     if axis == x.c and b.one_in(2):
         elsewhere(b, x)
     found = b.op(op, x, shape=shape, dtype=np.int64, axis=axis, keepdims=1)
-    return b.op("Add", x, b.op("Mul", b.cast(found, b.real), b.scalar(0.3)), shape=x.shape)
+    number = b.op("Mul", b.cast(found, b.real), b.scalar(0.3))
+    if axis == x.c:
+        return b.op("Add", x, number, shape=x.shape)
+    return joined(b, x, number)
 
 
 @motif("TopK", on=_WIDE)

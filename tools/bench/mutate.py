@@ -153,9 +153,14 @@ _RULE_FAULTS: dict[str, Callable[[Entry, list[int]], Entry]] = {
     "hard rows left out": _effects_changed(_hard_rows_softened),
 }
 # Faults that change nothing a model could show.
+_OVER_ROWS = ("Softmax", "LogSoftmax", "LRN", "LpNormalization", "MeanVarianceNormalization")
 _HARMLESS = {
     ("RoiAlign", "freezes left out"): "the regions are constants that nothing produces",
     ("MaxRoiPool", "freezes left out"): "the regions are constants that nothing produces",
+    **dict.fromkeys(
+        ((op_type, "ties off by one") for op_type in _OVER_ROWS),
+        "they join labels of one tensor: off by one they join more, which is never wrong",
+    ),
 }
 
 
