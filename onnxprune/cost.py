@@ -29,7 +29,7 @@ _RUNNING_STATISTICS = (3, 4)  # inputs of BatchNormalization that nothing trains
 
 def stats(graph: DependencyGraph) -> ModelStats:
     """Cost of the model that was analysed, at its first stand-in shapes."""
-    model = graph.graph.model
+    model = graph.graph.source
     return _stats(model, graph.graph, graph.envs[0], channels(graph))
 
 

@@ -99,15 +99,18 @@ class Graph:
     """The prepared graph: constants lifted out of the node list, shared ones copied.
 
     Attributes:
-        model: The model as loaded.
+        source: The model as loaded.
+        model: The same with computed weights as constants (``fold``).
         nodes: Every node but the top-level Constant nodes, in execution order.
         constants: Top-level constants by name.
         inputs: Graph inputs that a caller feeds.
         outputs: Graph outputs.
         opsets: Version by domain.
         clones: First outputs of nodes that preparation cloned, and what they were cloned from.
+        folded: Tensors of the source that became constants.
     """
 
+    source: Model
     model: Model
     nodes: Sequence[Node]
     constants: Mapping[str, Constant]
@@ -115,6 +118,7 @@ class Graph:
     outputs: tuple[str, ...]
     opsets: Mapping[str, int]
     clones: Mapping[str, str] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

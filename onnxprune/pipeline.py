@@ -249,18 +249,22 @@ def _verify(
     """The verdict on a result that may be written; a failed one raises."""
     if check.level == "none":
         return NOT_VERIFIED
+    source, prepared = graph.graph.source, graph.graph.model
     twin = masked_twin(plan) if graph.exact(plan.keep) else None
     tries = range(check.seed, check.seed + (_TRIES if check.data is None else 1))
     with clock.stage("verify"):
         for seed in tries:
+            data = check.data if check.data is not None else made_up_data(graph, seed)
             verdict = run_checks(
-                graph.graph.model,
-                made,
-                twin=twin,
-                data=check.data if check.data is not None else made_up_data(graph, seed),
-                level=check.level,
-                limits=check.limits,
+                source, made, twin=twin, data=data, level=check.level, limits=check.limits
             )
+            if prepared is not source and verdict.status == "passed":
+                # The twin has computed weights as constants: that must be the same function.
+                same = run_checks(
+                    source, prepared, twin=None, data=data, level="twin", lossless=True
+                )
+                if same.status == "failed":
+                    verdict = replace(same, reason=f"weights computed ahead: {same.reason}")
             # What one random input cannot tell from rounding, another may.
             if verdict.status != "not_run":
                 break

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
+from onnxprune.fold import fold
 from onnxprune.graph import Constant, Graph, Node, captured_names, since_version
 from onnxprune.io import Model, Weight
+from onnxprune.sequences import slice_sequences
 
 # Inputs that are weights: a matrix that sits in two of these places is tied, not merely shared.
 _WEIGHT_INPUTS = {
@@ -40,6 +42,7 @@ _CHAIN_OPS = {
     "Transpose",
     "Unsqueeze",
 }
+_ASK_A_SHAPE = ("Shape", "Size")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv")
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
 
@@ -49,7 +52,8 @@ _Role = tuple[str, int]  # (kind of operator, groups)
 
 def prepare(model: Model) -> Graph:
     """Build the graph that every later stage works on. The model itself is left untouched."""
-    return _Preparation(model).graph()
+    folded, names = fold(slice_sequences(model))
+    return _Preparation(folded).graph(model, names)
 
 
 class _Preparation:
@@ -75,7 +79,7 @@ class _Preparation:
         self.weight_chains: dict[str, _Role] = {}
         self.next_number: dict[str, int] = {}
 
-    def graph(self) -> Graph:
+    def graph(self, source: Model, folded: tuple[str, ...]) -> Graph:
         proto = self.model.proto
         opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
         self._unshare(self._pinned())
@@ -86,7 +90,15 @@ class _Preparation:
         ]
         inputs = tuple(v.name for v in proto.graph.input if v.name not in self.weights)
         return Graph(
-            self.model, nodes, self.constants, inputs, self.outputs, opsets, dict(self.clones)
+            source,
+            self.model,
+            nodes,
+            self.constants,
+            inputs,
+            self.outputs,
+            opsets,
+            dict(self.clones),
+            folded,
         )
 
     def _pinned(self) -> Mapping[str, str]:
@@ -132,8 +144,11 @@ class _Preparation:
         """Split uses into those that share one tensor: weight uses of one kind, others alone."""
         groups: list[list[_Use]] = []
         tied: dict[_Role, list[_Use]] = {}
+        asked = [use for use in uses if self._node(use[0]).op_type in _ASK_A_SHAPE]
         for use in uses:
             role = self._role(use)
+            if use in asked:
+                continue
             if role is None:
                 groups.append([use])
             elif role in tied:
@@ -141,7 +156,10 @@ class _Preparation:
             else:
                 tied[role] = [use]
                 groups.append(tied[role])
-        return groups
+        if not asked:
+            return groups
+        # What only asks for the shape needs no values of its own.
+        return [[*groups[0], *asked], *groups[1:]] if groups else [asked]
 
     def _role(self, use: _Use) -> _Role | None:
         """How a node slices a weight; None for what is no weight."""

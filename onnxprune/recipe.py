@@ -111,6 +111,9 @@ class Recipe(_Part):
     copies: dict[str, CopyEntry] = {}
     removed: tuple[RemovedEntry, ...] = ()
     masks: tuple[MaskEntry, ...] = ()
+    folded: tuple[str, ...] = Field(
+        (), description="Tensors computed from constants alone, which became constants."
+    )
     rewritten: tuple[RewrittenEntry, ...] = ()
     restored: tuple[str, ...] = ()
     sparsity: tuple[SparsityEntry, ...] = ()
@@ -171,6 +174,7 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         copies={name: _copy(copy) for name, copy in surgery.copies.items()},
         removed=tuple(map(_removed, surgery.removed)),
         masks=tuple(map(_mask, surgery.masks)),
+        folded=surgery.folded,
         rewritten=tuple(
             RewrittenEntry.model_validate(
                 {**change.what, "from": change.before, "to": change.after}
@@ -283,7 +287,7 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
     Raises:
         RecipeError: The recipe was made for another model.
     """
-    model = graph.graph.model
+    model = graph.graph.source
     if layout(model) != recipe.layout_sha256:
         raise RecipeError(
             "the recipe was made for a model with other weight names or shapes",

@@ -36,6 +36,7 @@ class Surgery:
     copies: Mapping[str, Copy]
     masks: tuple[Mask, ...]
     changes: tuple[Change, ...]
+    folded: tuple[str, ...] = ()
 
 
 def rewrite(model: Model, plan: PruningPlan) -> Model:
@@ -51,7 +52,7 @@ def rewrite(model: Model, plan: PruningPlan) -> Model:
     Raises:
         InvariantError: The plan does not leave a consistent graph (a bug of ours).
     """
-    if model is not plan.graph.graph.model:
+    if model is not plan.graph.graph.source:
         raise InvariantError("the plan was made for another model")
     return operate(plan).model
 
@@ -75,7 +76,7 @@ class _Surgeon:
 
     def operate(self) -> Surgery:
         if not self.dead.classes.any():
-            return Surgery(self.graph.model, (), {}, (), ())
+            return Surgery(self.graph.source, (), {}, (), ())
         births = list(dead_births(self.dependency, self.dead))
         for name, found in births:
             self._cut_constant(name, found)
@@ -91,7 +92,14 @@ class _Surgeon:
             for entry in removed_entries(self.dependency, name, birth, mask)
         )
         copies, masks = self._copies(merged), twin_masks(self.plan)
-        return Surgery(self.emitter.build(), removed, copies, masks, tuple(self.writer.changes))
+        return Surgery(
+            self.emitter.build(),
+            removed,
+            copies,
+            masks,
+            tuple(self.writer.changes),
+            self.graph.folded,
+        )
 
     def _repair_shapes(self) -> None:
         found = repairs(self.tracer, self.survivors)

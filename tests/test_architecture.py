@@ -20,7 +20,7 @@ ORDER = tuple(
     """
     errors types validate io
     effects fields moves rows
-    graph runtime feeds prepare shapes standins data
+    graph runtime feeds sequences fold prepare shapes standins data
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
     ops.plain ops.pool ops.reduce ops.contrib ops
