@@ -10,7 +10,7 @@ import onnx
 
 from onnxprune.errors import VerificationError
 from onnxprune.io import Model
-from onnxprune.runtime import RuntimeUnavailable, session
+from onnxprune.runtime import RuntimeUnavailable, Session, session
 from onnxprune.types import AnyArray, Shape
 
 Batch = Mapping[str, AnyArray]
@@ -69,9 +69,16 @@ def inputs_of(model: Model) -> tuple[Input, ...]:
 
 
 def random_feeds(
-    model: Model, sizes: Sequence[Mapping[str, Shape]], *, seed: int, batches: int
+    model: Model,
+    sizes: Sequence[Mapping[str, Shape]],
+    *,
+    seed: int,
+    batches: int,
+    loaded: Session | None = None,
 ) -> tuple[Batch, ...]:
     """Normal floats, small integers, images of 0..255 in uint8: one mapping for each run.
+
+    What range an integer input bears is tried in ``loaded``, or in a session made for it.
 
     Raises:
         VerificationError: An input takes strings, or no tensor at all.
@@ -82,7 +89,7 @@ def random_feeds(
             raise VerificationError(
                 f"input '{value.name}' takes strings, which cannot be made up", hint=_NEEDS_DATA
             )
-    limits = _integer_ranges(model, inputs, sizes[0], seed)
+    limits = _integer_ranges(model, inputs, sizes[0], seed, loaded)
     return tuple(
         _draw(inputs, sizes[index % len(sizes)], limits, seed, index)
         for index in range(max(batches, len(sizes)))
@@ -111,7 +118,11 @@ def _draw(
 
 
 def _integer_ranges(
-    model: Model, inputs: Sequence[Input], sizes: Mapping[str, Shape], seed: int
+    model: Model,
+    inputs: Sequence[Input],
+    sizes: Mapping[str, Shape],
+    seed: int,
+    loaded: Session | None,
 ) -> dict[str, int]:
     """For each integer input the widest range (exclusive upper end) that the runtime accepts.
 
@@ -122,13 +133,13 @@ def _integer_ranges(
     if not any(limit in _INT_RANGES[:-1] for limit in limits.values()):
         return limits
     try:
-        loaded = session(model)
+        runtime = loaded or session(model)
     except RuntimeUnavailable:
         return limits  # Verification says why, with the model's own inputs at hand.
 
     def runs(candidate: Mapping[str, int]) -> bool:
         try:
-            loaded.run(_draw(inputs, sizes, candidate, seed, 0))
+            runtime.run(_draw(inputs, sizes, candidate, seed, 0))
         except RuntimeUnavailable:
             return False
         return True

@@ -104,7 +104,8 @@ class _Trial:
             return True
         try:
             self._loaded = self._loaded or session(self._model)
-            self._loaded.run(random_feeds(self._model, [shapes], seed=0, batches=1)[0])
+            feeds = random_feeds(self._model, [shapes], seed=0, batches=1, loaded=self._loaded)
+            self._loaded.run(feeds[0])
         except VerificationError:
             return False
         return True
