@@ -115,3 +115,20 @@ def halved(found: Model, *, attention: str = "heads") -> dict[str, onnx.NodeProt
 
 def attribute(node: onnx.NodeProto, name: str) -> object:
     return next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name)
+
+
+def overridable(found: Model, name: str) -> Model:
+    """The model with a constant that a caller may override: nothing computed from it is folded."""
+    tensor = next(t for t in found.proto.graph.initializer if t.name == name)
+    entry = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+    found.proto.graph.input.append(entry)
+    return found
+
+
+def unknown(found: Model, *outputs: str) -> Model:
+    """The model with operators that nobody knows in place of those that make some tensors."""
+    for node in found.proto.graph.node:
+        if node.output[0] in outputs:
+            node.op_type, node.domain = "Unknown", "nobody"
+    found.proto.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+    return found

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
@@ -11,6 +12,7 @@ from tests.unit.ops.models import (
     between_convs,
     halved,
     model,
+    overridable,
     units,
 )
 
@@ -94,4 +96,59 @@ def test_depthwise_transposed_conv_ties_input_to_output_channels() -> None:
 def test_grouped_transposed_conv_keeps_equal_counts_in_every_group() -> None:
     found = between_convs("m = ConvTranspose<group=2>(a, d)", d=(8, 3, 1, 1), reads=6)
     assert attribute(halved(found)["m"], "group") == 2
+    assert_exact(found)
+
+
+def test_transposed_conv_to_one_channel_reads_what_may_go() -> None:
+    found = between_convs("m = ConvTranspose(a, d)", d=(8, 1, 1, 1), reads=1)
+    assert_coupled(analyse(found), ("w1", 0), ("d", 0))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize(
+    ("operator", "group", "shape", "why"),
+    [
+        ("Conv", 1, (2, 8, 3, 3), "reads it with a weight that cannot be cut (tensor 'k')"),
+        ("Conv", 2, (4, 4, 3, 3), "ties it to what stays"),
+        ("Conv", 8, (8, 1, 3, 3), "ties it to what stays"),
+        ("ConvTranspose", 1, (8, 3, 3, 3), "reads it with a weight that cannot be cut"),
+        ("ConvTranspose", 2, (8, 3, 3, 3), "ties it to what stays"),
+        ("ConvTranspose", 8, (8, 3, 3, 3), "ties it to what stays"),
+    ],
+)
+def test_convolution_with_a_weight_that_no_rule_follows_freezes_what_it_reads(
+    operator: str, group: int, shape: tuple[int, ...], why: str
+) -> None:
+    reads = shape[0] if operator == "Conv" else shape[1] * group
+    middle = f"k = Trilu(d) m = {operator}<group={group}>(a, k)"
+    found = overridable(between_convs(middle, d=shape, reads=reads), "d")
+    assert_frozen(found, "w1", why)
+
+
+def test_depthwise_conv_of_a_graph_input_keeps_its_filters() -> None:
+    text = "g (float[2,8,4,4] x) => (float[n,c,h,w] y) {d = Conv<group=8>(x, k) y = Conv(d, w2)}"
+    found = model(text, k=(8, 1, 3, 3), w2=(4, 8, 1, 1))
+    graph = analyse(found)
+    assert units(graph, "k", 0) == units(graph, "w2", 1) == [None] * 8
+    assert_exact(found, some=False)
+
+
+def test_grouped_conv_with_one_output_for_each_group_keeps_its_outputs() -> None:
+    found = between_convs("m = Conv<group=2>(a, k)", k=(2, 4, 1, 1), reads=2)
+    graph = analyse(found)
+    assert units(graph, "w1", 0) == [(0, unit) for unit in range(8)]
+    assert [cell.size for cell in graph.prunable[0].cells] == [4, 4]
+    assert_frozen(found, "k", "every row must keep its only channel")
+    assert_exact(found)
+
+
+def test_grouped_convs_with_a_shuffle_between_keep_the_same_channels_in_every_group() -> None:
+    middle = """n = Conv<group=2>(a, k) r = Reshape(n, s) t = Transpose<perm=[0,2,1,3,4]>(r)
+        u = Reshape(t, back) c = Relu(u) m = Conv<group=2>(c, l)"""
+    shapes = {"s": np.array([2, 2, 2, 8, 8]), "back": np.array([2, 4, 8, 8])}
+    found = between_convs(middle, reads=4, k=(4, 4, 1, 1), l=(4, 2, 1, 1), **shapes)
+    graph = analyse(found)
+    assert units(graph, "k", 0) == [(1, 0), (1, 1), (1, 0), (1, 1)]
+    assert units(graph, "l", 0) == [(1, 0), (1, 0), (1, 1), (1, 1)]
+    assert graph.notes == ("crossing rows: every row keeps the same channels",)
     assert_exact(found)

@@ -9,7 +9,15 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.ops.registry import is_unary
 from tests.property.pointwise import UNARY
-from tests.unit.ops.models import assert_coupled, assert_exact, assert_frozen, between_convs
+from tests.unit.ops.models import (
+    assert_coupled,
+    assert_exact,
+    assert_frozen,
+    between_convs,
+    between_matmuls,
+    overridable,
+    units,
+)
 
 SAFE = "p0 = Abs(a)  p = Add(p0, half)"
 HALF = np.asarray(0.5, np.float32)
@@ -168,3 +176,77 @@ def test_operator_that_the_schema_rule_accepts_commutes_with_permutation(
         perm = np.random.default_rng(axis).permutation(x.shape[axis])
         (moved,) = run.run(None, {"x": np.take(x, perm, axis)})
         np.testing.assert_array_equal(moved, np.take(whole, perm, axis))
+
+
+def test_dropout_that_gives_no_mask_lets_channels_pass() -> None:
+    found = between_convs("m = Dropout(a)")
+    found.proto.graph.node[1].output.append("")
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_grids_that_share_one_of_two_axes_tie_along_the_others() -> None:
+    middle = """b = MatMul(x, v) r = Reshape(a, s) t = Reshape(b, u) e = Add(r, t)
+        m = Reshape(e, back)"""
+    shapes = {"s": [2, 6, 2, 4, 1], "u": [2, 6, 1, 4, 2], "back": [2, 6, 16]}
+    arrays = {name: np.array(shape) for name, shape in shapes.items()}
+    found = between_matmuls(middle, reads=16, v=(3, 8), **arrays)
+    group = analyse(found).groups[0]
+    assert [axis.tensor for axis in group.producers] == ["w1", "v"]
+    assert group.producers[0].unit.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert group.producers[1].unit.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert_exact(found, some=False)
+
+
+def test_table_along_the_dimensions_serves_every_head() -> None:
+    middle = """q = Reshape(a, s) r = Mul(q, k) t = Transpose<perm=[0,2,1,3]>(r)
+        b = MatMul(x, v) p = Reshape(b, s) o = Transpose<perm=[0,2,3,1]>(p) m = MatMul(t, o)"""
+    found = between_matmuls(middle, reads=6, v=(3, 8), k=(4,), s=np.array([2, 6, 2, 4]))
+    graph = analyse(found, attention="dims")
+    assert units(graph, "k", 0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert units(graph, "w1", 1) == units(graph, "k", 0) * 2
+    assert_exact(found, attention="dims")
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape"),
+    [
+        ("k = Trilu(c) z = ReduceSum<keepdims=0>(k, first) m = Add(a, z)", (4, 8)),
+        ("k = Trilu(c) r = Reshape(a, s) e = Add(r, k) m = Reshape(e, back)", (2, 4)),
+    ],
+    ids=["channels", "grid"],
+)
+def test_constant_that_no_rule_follows_freezes_what_it_meets(
+    middle: str, shape: tuple[int, ...]
+) -> None:
+    shapes = {"first": [0], "s": [2, 6, 2, 4], "back": [2, 6, 8]}
+    arrays = {name: np.array(array) for name, array in shapes.items()}
+    found = overridable(between_matmuls(middle, c=shape, **arrays), "c")
+    assert_frozen(found, "w1", "meets a constant that cannot be cut")
+
+
+def test_constant_over_two_independent_cuts_freezes_the_grid_it_meets() -> None:
+    middle = """b = MatMul(x, v) r = Reshape(a, s) t = Reshape(b, u) p = Mul(r, t) e = Add(p, k)
+        q = ReduceSum<keepdims=0>(e, last) m = Reshape(q, back)"""
+    shapes = {"s": [2, 6, 2, 4, 1], "u": [2, 6, 1, 1, 5], "last": [4], "back": [2, 6, 8]}
+    arrays = {name: np.array(array) for name, array in shapes.items()}
+    found = between_matmuls(middle, v=(3, 5), k=(2, 4, 5), **arrays)
+    assert_frozen(found, "w1", "Add 'e' meets a constant that cannot be cut (tensor 'k')")
+
+
+def test_table_with_a_scale_for_each_column_freezes_the_grid_it_meets() -> None:
+    middle = """k = DequantizeLinear<axis=1>(q, f) r = Reshape(a, s) e = Add(r, k)
+        m = Reshape(e, back)"""
+    stored = {"q": np.arange(8, dtype=np.int8).reshape(2, 4), "f": np.full(4, 0.1, np.float32)}
+    shapes = {"s": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = between_matmuls(middle, **stored, **shapes)
+    assert_frozen(found, "w1", "Add 'e' meets a constant that cannot be cut (tensor 'k')")
+
+
+def test_table_shown_in_another_type_is_cut_with_the_grid_it_meets() -> None:
+    middle = "k = Cast<to=1>(q) r = Reshape(a, s) e = Add(r, k) m = Reshape(e, back)"
+    stored = {"q": np.arange(8, dtype=np.int8).reshape(2, 4)}
+    shapes = {"s": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = between_matmuls(middle, **stored, **shapes)
+    assert [cell.size for cell in analyse(found).prunable[0].cells] == [4, 4]
+    assert_exact(found)

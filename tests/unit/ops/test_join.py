@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from onnxprune.analyse import analyse
 from tests.unit.ops.models import (
     assert_coupled,
@@ -8,6 +11,7 @@ from tests.unit.ops.models import (
     between_convs,
     between_matmuls,
     model,
+    overridable,
     units,
 )
 
@@ -57,3 +61,45 @@ def test_input_joined_twice_is_cut_in_both_places() -> None:
     graph = analyse(found)
     assert units(graph, "w2", 1) == units(graph, "w1", 0) * 2
     assert_exact(found)
+
+
+@pytest.mark.parametrize(
+    ("middle", "reads"),
+    [
+        ("s = Reshape(a, g1) c = Concat<axis=2>(s, t) m = Reshape(c, m1)", 24),
+        ("s = Reshape(a, g2) e = Expand(s, h) c = Concat<axis=1>(e, t) m = Reshape(c, m2)", 16),
+    ],
+    ids=["along the rows", "along another axis"],
+)
+def test_channels_joined_to_a_grid_tie_its_rows(middle: str, reads: int) -> None:
+    h = [2, 6, 2, 8] if reads == 24 else [2, 6, 8, 2]
+    shapes = {"h": h, "g1": [2, 6, 1, 8], "g2": [2, 6, 8, 1]}
+    shapes |= {"m1": [2, 6, 24], "m2": [2, 12, 16]}
+    arrays = {name: np.array(shape) for name, shape in shapes.items()}
+    found = between_matmuls(
+        f"b = MatMul(x, v) t = Reshape(b, h) {middle}", reads=reads, v=(3, 16), **arrays
+    )
+    group = analyse(found).groups[0]
+    assert group.size == 8
+    assert group.producers[0].unit.tolist() == list(range(8))
+    rows = group.producers[1].unit
+    assert rows.tolist() == (list(range(8)) * 2 if reads == 24 else [n // 2 for n in range(16)])
+    assert_exact(found, some=False)
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape"),
+    [
+        ("m = Concat<axis=1>(a, z)", [2, 6, 8]),
+        ("r = Reshape(a, s) j = Concat<axis=1>(r, z) m = Reshape(j, back)", [2, 6, 2, 4]),
+    ],
+    ids=["channels", "grid"],
+)
+def test_channels_joined_to_a_constant_that_no_rule_follows_stay(
+    middle: str, shape: list[int]
+) -> None:
+    shapes = {"s": np.array(shape), "back": np.array([2, 12, 8])}
+    found = between_matmuls(
+        f"k = Trilu(c) z = Expand(k, s) {middle}", c=(6, 8) if len(shape) == 3 else (2, 4), **shapes
+    )
+    assert_frozen(overridable(found, "c"), "w1", "is joined to a constant that stays")

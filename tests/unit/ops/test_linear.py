@@ -13,6 +13,8 @@ from tests.unit.ops.models import (
     assert_frozen,
     between_matmuls,
     model,
+    overridable,
+    reason,
 )
 
 ATTENTION = """g (float[2,6,12] x) => (float[2,6,12] y) {
@@ -105,3 +107,53 @@ def test_product_of_two_activations_ties_what_it_sums_over() -> None:
     found = model(text, w1=(3, 8), w2=(3, 8))
     assert_coupled(analyse(found), ("w1", 1), ("w2", 1))
     assert_exact(found)
+
+
+def test_matmul_of_a_vector_makes_channels_that_may_go() -> None:
+    text = "g (float[3] x) => (float[c] y) {a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2)}"
+    found = model(text, w1=(3, 8), w2=(8, 4))
+    assert_coupled(analyse(found), ("w1", 1), ("w2", 0))
+    assert_exact(found)
+
+
+def test_matrix_for_each_head_that_no_rule_follows_freezes_what_it_reads() -> None:
+    middle = """r = Reshape(a, s) t = Transpose<perm=[2,0,1,3]>(r) k = Trilu(v) p = MatMul(t, k)
+        o = Transpose<perm=[1,2,0,3]>(p) m = Reshape(o, back)"""
+    shapes = {"s": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = overridable(between_matmuls(middle, v=(2, 1, 4, 4), **shapes), "v")
+    assert_frozen(found, "w1", "sums over channels the other side cannot cut (tensor 't')")
+
+
+def test_matrix_for_each_group_of_a_normalization_is_one_unit_with_its_group() -> None:
+    middle = """n = GroupNormalization<num_groups=4>(r0, s, t) r = Reshape(n, u)
+        o = Transpose<perm=[1,0,3,2]>(r) p = MatMul(o, v) q = Transpose<perm=[1,0,3,2]>(p)
+        z = Reshape(q, back) m = Transpose<perm=[0,2,1]>(z)"""
+    shapes = {"u": np.array([2, 4, 2, 6]), "back": np.array([2, 8, 6])}
+    found = between_matmuls(
+        f"r0 = Transpose<perm=[0,2,1]>(a) {middle}", s=(8,), t=(8,), v=(4, 1, 2, 2), **shapes
+    )
+    group = analyse(found).groups[0]
+    assert [axis.tensor for axis in group.producers] == ["w1", "v"]
+    assert group.producers[0].unit.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert_exact(found, some=False)
+
+
+def test_product_of_two_constants_is_cut_at_both_ends() -> None:
+    found = between_matmuls("k = MatMul(u, v) m = MatMul(a, k)", reads=6, u=(8, 5), v=(5, 6))
+    graph = analyse(overridable(found, "v"))
+    assert [group.size for group in graph.prunable] == [8, 6]
+    assert_coupled(graph, ("w1", 1), ("u", 0))
+    assert_exact(found)
+
+
+def test_attention_none_keeps_queries_and_keys() -> None:
+    middle = """q = Reshape(a, s) t = Transpose<perm=[0,2,1,3]>(q) b = MatMul(x, v)
+        p = Reshape(b, s) o = Transpose<perm=[0,2,3,1]>(p) m = MatMul(t, o)"""
+    found = between_matmuls(middle, reads=6, v=(3, 8), s=np.array([2, 6, 2, 4]))
+    graph = analyse(found, attention="none")
+    why = "MatMul 'm' is attention, which --attention none keeps"
+    assert [reason(graph, "w1"), reason(graph, "v")] == [
+        f"{why} (tensor 't')",
+        f"{why} (tensor 'o')",
+    ]
+    assert reason(analyse(found, attention="dims"), "w1") == ""

@@ -8,7 +8,7 @@ from onnxprune.data import random_data
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
 from onnxprune.verify import verify
-from tests.oracle import plan_at
+from tests.oracle import assert_rewrites, plan_at
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,
@@ -17,6 +17,9 @@ from tests.unit.ops.models import (
     between_convs,
     between_matmuls,
     halved,
+    model,
+    reason,
+    units,
 )
 
 VARIANCE = np.linspace(0.5, 1.5, 8, dtype=np.float32)
@@ -147,3 +150,52 @@ def test_allow_norm_takes_equal_counts_from_every_group_of_a_group_normalization
 
 def test_allow_norm_leaves_what_no_normalization_touches_exact() -> None:
     assert exact_after_allow_norm(between_convs("m = Relu(a)"))
+
+
+def test_instance_normalization_of_channels_in_the_batch_keeps_its_parameters() -> None:
+    middle = """t = Transpose<perm=[1,0,2,3]>(a) i = InstanceNormalization(t, s, b)
+        m = Transpose<perm=[1,0,2,3]>(i)"""
+    found = between_convs(middle, s=(2,), b=(2,))
+    graph = analyse(found)
+    assert_coupled(graph, ("w1", 0), ("w2", 1))
+    assert units(graph, "s", 0) == [None, None]
+    assert_exact(found)
+
+
+def test_allow_norm_keeps_parameters_that_stand_for_whole_groups() -> None:
+    found = between_convs("m = GroupNormalization<num_groups=2>(a, s, b)", opset=18, s=(2,), b=(2,))
+    graph = analyse(found, allow_norm=True)
+    assert [cell.size for cell in graph.prunable[0].cells] == [4, 4]
+    assert units(graph, "s", 0) == [None, None]
+    plan = plan_at(graph, 0.5)
+    assert not graph.exact(plan.keep)
+    assert assert_rewrites(found, plan).model.weights()["s"].shape == (2,)
+
+
+def test_layer_normalization_without_a_bias_lets_other_channels_pass() -> None:
+    middle = (
+        "t = Transpose<perm=[0,2,1]>(a) n = LayerNormalization(t, s) m = Transpose<perm=[0,2,1]>(n)"
+    )
+    found = between_matmuls(middle, s=(6,))
+    found.proto.graph.node[2].input.append("")
+    assert_coupled(analyse(found), ("w1", 1), ("w2", 0))
+    assert_exact(found)
+
+
+def test_cumulative_sum_along_an_axis_given_at_run_time_freezes_its_input() -> None:
+    text = """g (float[2,6,3] x, int64 axis) => (float[n,t,c] y) {
+        a = MatMul(x, w1) m = CumSum(a, axis) y = MatMul(m, w2)}"""
+    graph = analyse(model(text, w1=(3, 8), w2=(8, 4)))
+    assert "CumSum 'm' runs along an axis that is not known" in reason(graph, "w1")
+
+
+def test_allow_norm_takes_the_same_number_from_every_row_under_a_mean() -> None:
+    middle = "r = Reshape(a, g) n = LayerNormalization(r, s) m = Reshape(n, back)"
+    shapes = {"g": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = between_matmuls(middle, s=(4,), **shapes)
+    graph = analyse(found, allow_norm=True)
+    assert units(graph, "w1", 1) == units(graph, "s", 0) * 2
+    plan = plan_at(graph, 0.5)
+    assert not graph.exact(plan.keep)
+    weights = assert_rewrites(found, plan).model.weights()
+    assert [weights[name].shape for name in ("w1", "s", "w2")] == [(3, 4), (2,), (4, 4)]

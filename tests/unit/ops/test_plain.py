@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
+from onnxprune.errors import InvariantError
 from onnxprune.io import Model
 from onnxprune.ops import registry
 from tests.oracle import plan_at
-from tests.unit.ops.models import assert_coupled, assert_exact, assert_frozen, between_convs, model
+from tests.unit.ops.models import (
+    assert_coupled,
+    assert_exact,
+    assert_frozen,
+    between_convs,
+    between_matmuls,
+    model,
+)
 
 DYNAMIC = """g (float[N,3,8,8] x) => (float[n,c,h,w] y) {{
     a = Conv(x, w1)  {}  y = Conv(m, w2)}}"""
@@ -111,3 +119,37 @@ def test_unknown_operator_freezes_what_it_reads_and_is_named() -> None:
 def test_every_operator_of_the_table_stands_in_some_unit_test(op_type: str) -> None:
     texts = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
     assert any(re.search(rf"\b{op_type}\b", text) for text in texts)
+
+
+def test_gather_of_places_found_at_run_time_lets_channels_pass() -> None:
+    middle = (
+        "i = ArgMax<axis=1, keepdims=0>(x) v = Gather<axis=1>(a, i) m = ReduceSum<keepdims=0>(v, k)"
+    )
+    found = between_matmuls(middle, k=np.array([1]))
+    assert_coupled(analyse(found), ("w1", 1), ("w2", 0))
+    assert_exact(found)
+
+
+def test_grid_quantized_along_one_of_its_axes_stays() -> None:
+    middle = """r = Reshape(a, g) q = QuantizeLinear<axis=3>(r, s, z)
+        d = DequantizeLinear<axis=3>(q, s, z) m = Reshape(d, back)"""
+    scale = {"s": np.full(4, 0.05, np.float32), "z": np.zeros(4, np.int8)}
+    shapes = {"g": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = between_matmuls(middle, **scale, **shapes)
+    assert_frozen(found, "w1", "is quantized along one axis of a grid")
+
+
+def test_recurrent_layer_without_its_optional_inputs_freezes_what_it_reads() -> None:
+    text = """g (float[5,2,3] x) => (float[n,t,c,d] y) {
+        a = MatMul(x, w1) y, h, c = LSTM<hidden_size=4>(a, k, r)}"""
+    found = model(text, w1=(3, 8), k=(1, 16, 8), r=(1, 16, 4))
+    found.proto.graph.node[1].input.extend(["", ""])
+    assert_frozen(found, "w1", "LSTM 'y' has no rule")
+
+
+def test_second_rule_for_an_operator_is_refused() -> None:
+    before = list(registry.entries()["", "Relu"])
+    with pytest.raises(InvariantError, match="rule for Relu since 1 registered twice"):
+        registry.rule("Relu")(lambda op: iter(()))
+    assert registry.entries()["", "Relu"] == before
+    assert not registry.is_unary("NoSuchOperator", 21)

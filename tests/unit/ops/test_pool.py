@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
-from tests.unit.ops.models import assert_coupled, assert_exact, assert_frozen, between_convs
+from tests.unit.ops.models import (
+    assert_coupled,
+    assert_exact,
+    assert_frozen,
+    between_convs,
+    model,
+)
 
 ROIS = np.asarray([[0, 0, 4, 4], [1, 1, 6, 6]], np.float32)
 
@@ -95,3 +101,28 @@ def test_max_roi_pool_lets_channels_pass() -> None:
     found = between_convs("m = MaxRoiPool<pooled_shape=[2,2]>(a, r)", opset=16, r=rois)
     assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
     assert_exact(found)
+
+
+@pytest.mark.parametrize(
+    ("pads", "constants"),
+    [("k", {}), ("p", {"f": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float32)})],
+    ids=["input", "computed"],
+)
+def test_padding_by_numbers_nobody_knows_freezes_the_channels(
+    pads: str, constants: dict[str, np.ndarray]
+) -> None:
+    cast = "p = Cast<to=7>(f)" if constants else ""
+    feed = "" if constants else ", int64[8] k"
+    text = f"""g (float[2,3,8,8] x{feed}) => (float[n,c,h,w] y) {{
+        a = Conv(x, w1) {cast} m = Pad(a, {pads}) y = Relu(m)}}"""
+    graph = analyse(model(text, w1=(8, 3, 1, 1), **constants))
+    assert graph.prunable == ()
+    assert [group.size for group in graph.groups] == [8]
+
+
+def test_grid_sample_of_channels_in_space_freezes_them() -> None:
+    middle = (
+        "t = Transpose<perm=[0,2,3,1]>(a) s = GridSample(t, k) m = Transpose<perm=[0,3,1,2]>(s)"
+    )
+    found = between_convs(middle, k=np.zeros((2, 8, 8, 2), np.float32))
+    assert_frozen(found, "w1", "GridSample 's' samples across it (tensor 't')")

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
-from tests.unit.ops.models import assert_coupled, assert_exact, assert_frozen, between_convs
+from tests.unit.ops.models import (
+    assert_coupled,
+    assert_exact,
+    assert_frozen,
+    between_convs,
+    between_matmuls,
+)
 
 REDUCTIONS = [
     "ReduceMean",
@@ -75,3 +81,9 @@ def test_top_k_passes_labels_to_values_and_places() -> None:
 def test_top_k_over_channels_freezes_them() -> None:
     found = between_convs("m, i = TopK<axis=1>(a, k)", k=np.asarray([3]), reads=3)
     assert_frozen(found, "w1", "TopK 'm'", "works over channels")
+
+
+def test_reduction_over_axes_nobody_knows_freezes_what_it_reads() -> None:
+    middle = "axes = Cast<to=7>(k) r = ReduceSum(a, axes) m = Add(a, r)"
+    found = between_matmuls(middle, k=np.array([1], np.float32))
+    assert_frozen(found, "w1", "ReduceSum 'r' reduces axes that are not known")
