@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxprune import fields, slots
 from onnxprune.analyse import analyse
 from tests.unit.ops.models import (
     assert_coupled,
@@ -18,6 +19,7 @@ from tests.unit.ops.models import (
     between_matmuls,
     halved,
     model,
+    reason,
     units,
 )
 
@@ -196,3 +198,96 @@ def test_new_names_never_meet_old_ones() -> None:
     names = [o for node in halved(found).values() for o in node.output]
     assert len(names) == len(set(names))
     assert isinstance(found.proto, onnx.ModelProto)
+
+
+def test_graph_is_shown_as_a_table_with_the_reason_for_what_stays() -> None:
+    assert str(analyse(between_convs("m = Relu(a)"))).splitlines() == [
+        "group   size  unit     producers -> consumers",
+        "    0      8  channel  w1 -> w2",
+        "    1      4  channel  w2 frozen: reaches output 'y' through Conv 'y'",
+    ]
+
+
+def test_rows_that_lose_unequal_numbers_do_not_form_a_box() -> None:
+    array = np.arange(4).reshape(2, 2)
+    unequal = fields.Dead(np.array([[True, False], [False, False]]))
+    assert not fields.rectangular(unequal)
+    with pytest.raises(ValueError, match="survivors do not form a box"):
+        fields.compact(array, unequal)
+    assert fields.compact(array, fields.Dead(~np.eye(2, dtype=np.bool_))).tolist() == [[0], [3]]
+
+
+def test_columns_that_lose_equal_numbers_shrink_where_rows_do_not() -> None:
+    dead = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.bool_)
+    left = fields.compact(np.arange(12).reshape(3, 4), fields.Dead(dead))
+    assert left.tolist() == [[4, 5, 2, 3], [8, 9, 10, 7]]
+
+
+def test_wide_grid_whose_rows_leave_two_axes_open_keeps_the_same_channels_in_every_row() -> None:
+    text = """g (float[6,3] x, float[6,2,1,1] z) => (float[n,c] y) {a = MatMul(x, w1)
+        r = Reshape(a, s) e = Mul(r, z) m = Reshape(e, b) y = MatMul(m, w2)}"""
+    shapes = {"s": np.array([6, 2, 4, 8]), "b": np.array([6, 64])}
+    found = model(text, w1=(3, 64), w2=(64, 4), **shapes)
+    graph = analyse(found)
+    assert units(graph, "w1", 1) == [(0, n % 8) for n in range(64)]
+    assert graph.notes == ("'r': every row keeps the same channels",)
+    assert_exact(found)
+
+
+def test_two_cuts_on_one_axis_that_leave_no_box_together_freeze_the_channels() -> None:
+    middle = """u = Unsqueeze(a, at3) v = Unsqueeze(a, at2) p = Mul(u, v) r = Reshape(p, s)
+        m = Gather<axis=2>(r, d)"""
+    constants = {"s": np.array([2, 6, 64]), "d": np.arange(8) * 9}
+    found = between_matmuls(middle, **constants, **used(middle))
+    assert_frozen(found, "w1", "'r' would put its channels out of order")
+
+
+def test_channels_of_nothing_pass_no_labels_on() -> None:
+    middle = """z = Slice(a, s, s, at2) u = Flatten(z) w = ReduceSum<keepdims=1>(u) q = Unsqueeze(w, at2)
+        k = Unsqueeze(q, at3) m = Add(a, k)"""
+    found = between_convs(middle, s=np.array([0]), **used(middle))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("most", [7, 10])
+def test_constant_with_too_many_elements_freezes_the_grid_it_meets(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_MOST_ELEMENT_SLOTS", most)
+    middle = "r = Reshape(a, s) e = Add(r, k) m = Reshape(e, back)"
+    shapes = {"s": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
+    found = between_matmuls(middle, k=(6, 2, 4), **shapes)
+    graph = analyse(found)
+    why = {7: "no group", 10: "Add 'e' meets a constant that cannot be cut (tensor 'k')"}
+    assert reason(graph, "w1") == why[most]
+    assert units(graph, "w2", 0) == [None] * 8
+    assert_exact(found, some=False)
+
+
+def test_range_of_a_constant_that_nobody_knows_freezes_what_it_meets() -> None:
+    middle = "i = Cast<to=7>(k) t = Slice(c, i, e, zero) m = Add(a, t)"
+    constants = {"k": np.array([1], np.float32), "e": np.array([9]), **used("zero")}
+    found = between_matmuls(middle, c=(9,), **constants)
+    assert_frozen(found, "w1", "Add 'm' meets a constant that cannot be cut (tensor 't')")
+
+
+STORED = np.random.default_rng(0).integers(-99, 99, (8, 4)).astype(np.int8)
+SCALE = {"s": np.array(0.02, np.float32), "z": np.array(3, np.int8)}
+
+
+def test_quantized_weight_seen_transposed_is_masked_in_the_twin() -> None:
+    text = """g (float[2,6,3] x) => (float[n,t,c] y) {
+        a = MatMul(x, w1) k = Transpose(q) d = DequantizeLinear(k, s, z) y = MatMul(a, d)}"""
+    found = model(text, w1=(3, 8), q=STORED.T.copy(), **SCALE)
+    assert units(analyse(found), "q", 1) == [(0, n) for n in range(8)]
+    assert_exact(found)
+
+
+def test_computed_weight_that_is_read_along_both_axes_is_masked_on_both() -> None:
+    text = """g (float[6,3] x) => (float[n,c] y) {a = MatMul(x, w1) k = Add(w, c) h = Gemm(a, k)
+        e = Gemm<transB=1>(h, k) r = Relu(e) y = MatMul(r, w2)}"""
+    found = model(text, w1=(3, 8), w=(8, 8), c=(8, 8), w2=(8, 4))
+    graph = analyse(found)
+    assert [group.size for group in graph.prunable] == [8, 8]
+    assert_exact(found)

@@ -122,6 +122,17 @@ def test_ratio_for_overrides_the_ratio_of_what_it_matches() -> None:
     assert sizes(plan) == [2, 3]
 
 
+def test_pattern_that_matches_only_what_is_frozen_changes_nothing() -> None:
+    graph = analyse(conv_chain((3, 8, 12)))
+    assert sizes(select(graph, ramp(graph), ratio=0.5, ignore=["head"])) == [4, 6]
+
+
+def test_group_with_a_ratio_of_its_own_is_no_part_of_the_global_ranking() -> None:
+    graph = analyse(conv_chain((3, 8, 12)))
+    plan = select(graph, ramp(graph), ratio=0.5, scope="global", ratio_for={"w0": 0.25})
+    assert sizes(plan) == [6, 6]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

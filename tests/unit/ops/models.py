@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import onnx
 
 from onnxprune.analyse import DependencyGraph, analyse
 from onnxprune.io import Model
-from onnxprune.rewrite import operate
-from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
+from onnxprune.rewrite import Surgery, operate
+from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random, plan_without
 
 _SEEDS = range(3)
 
@@ -132,3 +133,19 @@ def unknown(found: Model, *outputs: str) -> Model:
             node.op_type, node.domain = "Unknown", "nobody"
     found.proto.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
     return found
+
+
+# -- cutting it ------------------------------------------------------------------------------------
+
+
+def without(found: Model, producer: str, units_gone: Sequence[int] = (1, 2, 5)) -> Surgery:
+    """The model without some channels that one weight makes, held against its twin."""
+    graph = analyse(found)
+    named = (g.id for g in graph.prunable if producer in [axis.tensor for axis in g.producers])
+    plan = plan_without(graph, {next(named): units_gone})
+    assert_equals_masked_twin(found, plan)
+    return operate(plan)
+
+
+def shapes(surgery: Surgery) -> dict[str, tuple[int, ...]]:
+    return {name: weight.shape for name, weight in surgery.model.weights().items()}

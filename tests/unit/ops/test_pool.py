@@ -10,6 +10,7 @@ from tests.unit.ops.models import (
     assert_frozen,
     between_convs,
     model,
+    reason,
 )
 
 ROIS = np.asarray([[0, 0, 4, 4], [1, 1, 6, 6]], np.float32)
@@ -103,21 +104,18 @@ def test_max_roi_pool_lets_channels_pass() -> None:
     assert_exact(found)
 
 
-@pytest.mark.parametrize(
-    ("pads", "constants"),
-    [("k", {}), ("p", {"f": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float32)})],
-    ids=["input", "computed"],
-)
-def test_padding_by_numbers_nobody_knows_freezes_the_channels(
-    pads: str, constants: dict[str, np.ndarray]
-) -> None:
-    cast = "p = Cast<to=7>(f)" if constants else ""
-    feed = "" if constants else ", int64[8] k"
-    text = f"""g (float[2,3,8,8] x{feed}) => (float[n,c,h,w] y) {{
-        a = Conv(x, w1) {cast} m = Pad(a, {pads}) y = Relu(m)}}"""
-    graph = analyse(model(text, w1=(8, 3, 1, 1), **constants))
-    assert graph.prunable == ()
-    assert [group.size for group in graph.groups] == [8]
+def test_padding_by_an_input_freezes_the_channels() -> None:
+    text = """g (float[2,3,8,8] x, int64[8] k) => (float[n,c,h,w] y) {
+        a = Conv(x, w1) m = Pad(a, k) y = Relu(m)}"""
+    graph = analyse(model(text, w1=(8, 3, 1, 1)))
+    assert "Pad 'm' pads along channels (tensor 'a')" in reason(graph, "w1")
+
+
+def test_padding_by_computed_numbers_freezes_the_channels() -> None:
+    numbers = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float32)
+    found = between_convs("k = Cast<to=7>(f) m = Pad(a, k)", f=numbers)
+    assert_frozen(found, "w1", "'m'")
+    assert analyse(found).notes[0] == "'m': channels that do not stay in order are frozen"
 
 
 def test_grid_sample_of_channels_in_space_freezes_them() -> None:
