@@ -136,10 +136,13 @@ def _repair(
 
 def _freeze_all(found: DependencyGraph, tracer: Tracer) -> list[Effect]:
     dead = found.dead(random_keep(found, 0.5, np.random.default_rng(0)))
+    survivors = [Survivors(trace, dead) for trace in tracer.traces]
+    misfits = [misfit for left in survivors for misfit in left.misfits(tracer)]
+    if not misfits:
+        misfits = list(shape_repairs(tracer, survivors).misfits)
     return [
         Freeze(f, f"'{misfit.where}' does not keep its order")
-        for trace in tracer.traces
-        for misfit in Survivors(trace, dead).misfits(tracer)
+        for misfit in misfits
         for f in misfit.fields
     ]
 

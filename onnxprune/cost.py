@@ -90,13 +90,17 @@ def count_params(model: Model) -> int:
     Left out: running statistics of BatchNormalization, and integers of 16 bits and more that
     nothing dequantizes (shapes, indices).
     """
+    return sum(parameters_by_name(model).values()) + sum(_inside_bodies(model.proto.graph))
+
+
+def parameters_by_name(model: Model) -> Mapping[str, int]:
+    """Elements of each top-level constant that counts as parameters."""
     used, dequantized = _uses(model.proto.graph)
-    top = sum(
-        weight.size
+    return {
+        name: weight.size
         for name, weight in model.weights().items()
         if name in used and _is_parameter(weight.data_type, name in dequantized)
-    )
-    return top + sum(_inside_bodies(model.proto.graph))
+    }
 
 
 def _is_parameter(data_type: int, dequantized: bool) -> bool:

@@ -150,6 +150,18 @@ class Graph:
                 known.update(name for name in node.outputs if name)
         return frozenset(known)
 
+    @cached_property
+    def uses(self) -> Mapping[str, tuple[Node, int]]:
+        """First node that reads a constant as data, past those that only present it, and where."""
+        uses: dict[str, tuple[Node, int]] = {}
+        for node in reversed(self.nodes):
+            presents = bool(node.outputs) and node.outputs[0] in self.derived
+            for position, name in enumerate(node.inputs):
+                if name in self.derived:
+                    onward = uses.get(node.outputs[0]) if presents else None
+                    uses[name] = onward or (node, position)
+        return uses
+
 
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:
     """Outer tensors that the subgraphs of a node read, each once, in order."""

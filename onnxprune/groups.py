@@ -146,8 +146,9 @@ def constraints(tracer: Tracer) -> list[Constraint]:
             key = content(classes)
             if rule.hard:
                 decided.add(key)
-                _note_cut(cuts, classes, rule.axes)
-                result.setdefault(key + b"|", Constraint(matrix(-classes, rule.axes)))
+                rows = _all_but_one(classes, rule.axes, signature)
+                _note_cut(cuts, classes, rows)
+                result.setdefault(key + b"|", Constraint(matrix(-classes, rows)))
             else:
                 soft.setdefault(key, set()).update(rule.axes)
         for key, grid in _all_grids(trace, tracer).items():
@@ -158,6 +159,17 @@ def constraints(tracer: Tracer) -> list[Constraint]:
                 result.setdefault(key, Constraint(matrix(-grid, rows)))
         trace.cuts, trace.classes = cuts, tracer.table.resolved
     return list(result.values())
+
+
+def _all_but_one(classes: IntArray, rows: tuple[int, ...], signature: Signature) -> tuple[int, ...]:
+    """Rows that leave just one axis to cut, since nothing else leaves a box."""
+    moving = fields.varying(classes)
+    if len(moving) - len(rows) < 2:
+        return rows
+    cut = cut_axis(classes, signature, rows)
+    if cut in rows:
+        cut = max((axis for axis in moving if axis not in rows), key=lambda a: classes.shape[a])
+    return tuple(axis for axis in moving if axis != cut)
 
 
 def _note_cut(cuts: dict[bytes, int], classes: IntArray, rows: Sequence[int]) -> None:
@@ -421,19 +433,7 @@ class Grouping:
 
     def _use(self, name: str) -> tuple[Node | None, int]:
         """The first node that uses a constant as data, past the nodes that only present it."""
-        return self._uses.get(name, (None, 0))
-
-    @cached_property
-    def _uses(self) -> Mapping[str, tuple[Node, int]]:
-        graph = self.tracer.graph
-        uses: dict[str, tuple[Node, int]] = {}
-        for node in reversed(graph.nodes):
-            presents = bool(node.outputs) and node.outputs[0] in graph.derived
-            for position, name in enumerate(node.inputs):
-                if name in graph.derived:
-                    onward = uses.get(node.outputs[0]) if presents else None
-                    uses[name] = onward or (node, position)
-        return uses
+        return self.tracer.graph.uses.get(name, (None, 0))
 
     def _balance(
         self, groups: Sequence[ChannelGroup], found: Sequence[Constraint], slots: IntArray

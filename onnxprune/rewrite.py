@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from onnxprune import fields
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.io import Model
@@ -18,11 +14,9 @@ from onnxprune.record import Change, Copy, Mask, Removed, dead_births, removed_e
 from onnxprune.select import PruningPlan
 from onnxprune.selections import SelectionWriter
 from onnxprune.shapefix import repairs
-from onnxprune.slots import Birth
+from onnxprune.slices import Slice, shown_shapes, slices
 from onnxprune.survivors import Survivors
-from onnxprune.trace import PRESERVING
 from onnxprune.twin import masked_twin, twin_masks
-from onnxprune.types import BoolArray, Shape
 
 __all__ = ["Change", "Copy", "Mask", "Removed", "Surgery", "masked_twin", "operate", "rewrite"]
 
@@ -78,8 +72,9 @@ class _Surgeon:
         if not self.dead.classes.any():
             return Surgery(self.graph.source, (), {}, (), ())
         births = list(dead_births(self.dependency, self.dead))
-        for name, found in births:
-            self._cut_constant(name, found)
+        self.slices = slices(self.dependency, self.first)
+        for name, part in self.slices.items():
+            self._cut_constant(name, part)
         self._repair_attributes()
         self._repair_shapes()
         self._dims()
@@ -115,32 +110,8 @@ class _Surgeon:
             if node.op_type == "Squeeze" and self.first.cut(node.inputs[0]):
                 self.writer.write_squeeze(node)
 
-    def _cut_constant(self, name: str, births: Sequence[tuple[Birth, BoolArray]]) -> None:
-        shape = self.graph.constants[name].weight.shape
-        view = max((birth.view for birth, _ in births), key=len)
-        masks = [self._in_view(birth, mask, view) for birth, mask in births]
-        left = fields.survivors_shape(view, masks)
-        extra = len(view) - len(shape)
-        new_shape = (int(np.prod(left[: extra + 1])), *left[extra + 1 :]) if shape else ()
-        digest = hashlib.sha256()
-        for birth, mask in births:
-            digest.update(repr((birth.view, birth.axes)).encode() + np.packbits(mask).tobytes())
-        self.emitter.constants[name] = ConstantEdit(
-            new_shape,
-            lambda array: fields.compact(array.reshape(view), *masks).reshape(new_shape),
-            digest.digest(),
-        )
-
-    def _in_view(self, birth: Birth, mask: BoolArray, view: Shape) -> fields.Dead:
-        """What dies by one birth, under a view that may split the constant's first axis."""
-        cut = self.first.trace.cut_axis(birth.field)
-        if len(birth.view) == len(view):
-            return fields.Dead(mask, cut)
-        shape = (1, 1) if mask.shape[0] == 1 else view[:2]
-        split = mask.reshape(*shape, *mask.shape[1:])
-        # Rows of the split axis shrink on their own, by equal counts, unless whole groups go.
-        whole = bool(split.all(axis=1).any())
-        return fields.Dead(split, 1 if mask.shape[0] > 1 and cut is None and not whole else None)
+    def _cut_constant(self, name: str, part: Slice) -> None:
+        self.emitter.constants[name] = ConstantEdit(part.shape, part.take, part.key)
 
     def _repair_attributes(self) -> None:
         for node in self.graph.nodes:
@@ -156,12 +127,11 @@ class _Surgeon:
 
     def _dims(self) -> None:
         """New extents of every tensor that was cut, for value_info."""
-        shown: dict[str, Shape] = {n: edit.shape for n, edit in self.emitter.constants.items()}
-        for node in self.graph.nodes:
-            # A weight seen through nodes that keep its shape, whichever rows were cut.
-            if node.op_type in PRESERVING and node.inputs[0] in shown:
-                shown[node.outputs[0]] = shown[node.inputs[0]]
-                self.emitter.dims[node.outputs[0]] = dict(enumerate(shown[node.inputs[0]]))
+        shown = shown_shapes(self.graph, self.slices)
+        for name, shape in shown.items():
+            if name not in self.graph.constants:
+                # A weight seen through nodes that keep its shape, whichever rows were cut.
+                self.emitter.dims[name] = dict(enumerate(shape))
         for name in self.first.trace.fields:
             if name not in shown and self.first.cut(name):
                 before = self.first.trace.env.shape(name) or ()

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.calibrate import energies, grams
+from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.graph import Node
+from onnxprune.given import function_from
 from onnxprune.groups import DependencyGraph
-from onnxprune.types import AnyArray, ChannelGroup, Float64Array, WeightAxis
+from onnxprune.layers import Layer, kernel_size, layer_of, matrix
+from onnxprune.norms import AGGREGATES, FilterScores, bn_scale, is_bn_scale, per_unit, real_values
+from onnxprune.obs import Reader, greedy_costs
+from onnxprune.types import AnyArray, ChannelGroup, Float64Array, IntArray, WeightAxis
 
-METHODS = ("bn_scale", "l1", "l2", "bn_l1", "random")
+FROM_WEIGHTS = ("bn_scale", "l1", "l2", "bn_l1", "fpgm", "lamp", "random")
+FROM_DATA = ("activation", "wanda", "obs")
+METHODS = (*FROM_WEIGHTS, *FROM_DATA)
+# Importances that compare from one group to another as they are.
+COMPARABLE = ("lamp", "obs")
 Scorer = Callable[[ChannelGroup, DependencyGraph], AnyArray]
 
 _log = logging.getLogger(__name__)
-_SHOW_A_CONSTANT = {"Identity", "Cast"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,53 +52,82 @@ class Importance(Mapping[int, Float64Array]):
         return len(self.by_group)
 
 
-def score(graph: DependencyGraph, method: str | Scorer = "auto", *, seed: int = 0) -> Importance:
+def score(
+    graph: DependencyGraph,
+    method: str | Scorer = "auto",
+    *,
+    aggregate: str | None = None,
+    data: Data | None = None,
+    seed: int = 0,
+) -> Importance:
     """How important each unit of each prunable group is.
 
     Args:
         graph: From ``analyse``.
-        method: One of ``METHODS``, ``auto`` (the best the model allows), or a function that gives
-            the importance, shape (units,), of a group.
-        seed: For ``random``.
+        method: One of ``METHODS``, ``auto`` (the best the model and the data allow), a function
+            that gives the importance, shape (units,), of a group, or ``path.py:function``.
+        aggregate: How the weights that make one unit combine: ``sum``, ``mean`` or ``max``. None
+            averages BatchNormalization scales and adds up everything else.
+        data: Calibration data, for ``activation``, ``wanda`` and ``obs``.
+        seed: For ``random``, and for the positions that ``obs`` looks at.
 
     Returns:
-        Importance in float64 by group id. Several weights that make one unit add up; several
-        BatchNormalization scales are averaged.
+        Importance in float64 by group id.
 
     Raises:
-        UsageError: There is no such method, or a function returned another shape.
+        UsageError: There is no such method, it needs data, or a function returned another shape.
 
-    Source: ``bn_scale``: Liu et al. 2017, Network Slimming (arXiv:1708.06519); ``l1``, ``l2``:
-        Li et al. 2017, Pruning Filters for Efficient ConvNets (arXiv:1608.08710). ``bn_l1`` is the
-        L1 norm of the filter after BatchNormalization is folded into it.
+    Source: ``bn_scale``: Network Slimming (arXiv:1708.06519); ``l1``, ``l2``: Pruning Filters for
+        Efficient ConvNets (arXiv:1608.08710); ``bn_l1``: the L1 norm of the filter after
+        BatchNormalization is folded into it; ``fpgm``: Filter Pruning via Geometric Median
+        (arXiv:1811.00250); ``lamp``: arXiv:2010.07611; ``wanda``: arXiv:2306.11695, by columns;
+        ``obs``: arXiv:2403.18955.
     """
+    if aggregate is not None and aggregate not in AGGREGATES:
+        raise UsageError(f"aggregate is '{aggregate}'", hint="give sum, mean or max")
+    if isinstance(method, str) and ":" in method:
+        method = function_from(method)
     if callable(method):
         name = getattr(method, "__name__", "function")
         values = {group.id: _asked(method, name, group, graph) for group in graph.prunable}
         return Importance(values, name, "given by the caller")
     why = "asked for"
     if method == "auto":
-        method, why = choose(graph)
+        method, why = choose(graph, data)
+    if method in FROM_DATA and data is None:
+        raise UsageError(f"importance {method} needs calibration data", hint="--data FILE.npz")
+    groups = graph.prunable
     match method:
         case "bn_scale":
-            values = _bn_scale(graph)
-        case "l1" | "l2" | "bn_l1":
-            values = _Norms(graph, method).of(graph.prunable)
+            values = bn_scale(graph, groups, aggregate or "mean")
+            values |= _without_scale(graph, [g for g in groups if g.id not in values], aggregate)
+        case "l1" | "l2" | "bn_l1" | "fpgm" | "lamp":
+            values = FilterScores(graph, method, aggregate or "sum").of(groups)
         case "random":
             values = {
                 group.id: np.random.default_rng([seed, group.id]).random(group.size)
-                for group in graph.prunable
+                for group in groups
             }
+        case "activation" | "wanda":
+            assert data is not None
+            values = _Flow(graph, aggregate or "sum", data).of(groups, method)
+        case "obs":
+            assert data is not None
+            values = _refit_costs(graph, data, seed)
         case _:
             known = ", ".join(("auto", *METHODS))
-            raise UsageError(f"importance is '{method}'", hint=f"give one of {known}")
+            raise UsageError(
+                f"importance is '{method}'", hint=f"give one of {known}, or path.py:function"
+            )
     return Importance(values, method, why)
 
 
-def choose(graph: DependencyGraph) -> tuple[str, str]:
+def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
     """The method ``auto`` takes for a model, and why in words."""
+    if data is not None and not data.random:
+        return "obs", "calibration data is given"
     groups = [group for group in graph.prunable if group.producers]
-    scaled = [group for group in groups if any(map(_is_bn_scale, group.parameters))]
+    scaled = [group for group in groups if any(map(is_bn_scale, group.parameters))]
     if groups and len(scaled) == len(groups):
         return "bn_scale", "every group has BatchNormalization scales"
     if scaled:
@@ -113,157 +150,122 @@ def _asked(method: Scorer, name: str, group: ChannelGroup, graph: DependencyGrap
     return values
 
 
-# -- BatchNormalization scales ---------------------------------------------------------------------
-
-
-def _is_bn_scale(axis: WeightAxis) -> bool:
-    return axis.op_type == "BatchNormalization" and axis.input_index == 1
-
-
-def _bn_scale(graph: DependencyGraph) -> dict[int, Float64Array]:
-    """Mean of |gamma| over the scales that ride along; groups without any take l1."""
-    values: dict[int, Float64Array] = {}
-    bare: list[ChannelGroup] = []
-    for group in graph.prunable:
-        axes = [axis for axis in group.parameters if _is_bn_scale(axis)]
-        if not axes:
-            bare.append(group)
-            continue
-        total, count = np.zeros(group.size), np.zeros(group.size)
-        for axis in axes:
-            gamma = np.abs(_finite(axis.tensor, _real_values(graph, axis.tensor)))
-            total += np.bincount(axis.unit, gamma.reshape(-1)[axis.index], group.size)
-            count += np.bincount(axis.unit, minlength=group.size)
-        values[group.id] = total / np.maximum(count, 1)
+def _without_scale(
+    graph: DependencyGraph, bare: Sequence[ChannelGroup], aggregate: str | None
+) -> dict[int, Float64Array]:
     if bare:
         _log.warning(
             "%d of %d groups have no BatchNormalization scale and are ranked by l1 (first: '%s')",
             len(bare), len(graph.prunable), bare[0].name,
         )  # fmt: skip
-    return values | _Norms(graph, "l1").of(bare)
+    return FilterScores(graph, "l1", aggregate or "sum").of(bare)
 
 
-# -- norms of filters ------------------------------------------------------------------------------
+# -- from data -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Norms:
-    """Norms of the slices of weights that make channels; every weight is read once."""
-
-    graph: DependencyGraph
-    method: str
-    _scales: dict[str, Float64Array | None] = field(default_factory=dict)
-
-    def of(self, groups: tuple[ChannelGroup, ...] | list[ChannelGroup]) -> dict[int, Float64Array]:
-        """Sum of the norms over all weights of a group, for each unit."""
-        wanted: dict[str, list[tuple[ChannelGroup, WeightAxis]]] = {}
-        for group in groups:
-            # With BatchNormalization folded in, the depthwise filter that a channel passes counts
-            # too; plain norms are those of the filters that make it.
-            through = self.method == "bn_l1"
-            ridden = filter(_is_depthwise, group.parameters) if through else ()
-            for axis in (*group.producers, *ridden):
-                wanted.setdefault(axis.tensor, []).append((group, axis))
-        values = {group.id: np.zeros(group.size) for group in groups}
-        for tensor, uses in wanted.items():
-            weight = _finite(tensor, _real_values(self.graph, tensor))
-            for group, axis in uses:
-                norms = self._slices(weight, axis)[axis.index]
-                values[group.id] += np.bincount(axis.unit, norms, group.size)
-        return values
-
-    def _slices(self, weight: AnyArray, axis: WeightAxis) -> Float64Array:
-        """Norm of each position on the axes of a weight, flat."""
-        seen = weight.reshape(axis.view)
-        rest = tuple(a for a in range(seen.ndim) if a not in axis.axes)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.method == "l2":
-                norms = np.sqrt(np.sum(np.square(seen, dtype=np.float64), axis=rest))
-            else:
-                norms = np.sum(np.abs(seen), axis=rest, dtype=np.float64)
-            norms = norms.reshape(-1)
-            if self.method == "bn_l1":
-                scale = self._scale_behind(axis.tensor)
-                if scale is not None and scale.size == norms.size:
-                    norms = norms * scale
-        return np.asarray(norms, np.float64)
-
-    def _scale_behind(self, tensor: str) -> Float64Array | None:
-        """What the one BatchNormalization right behind a weight multiplies its channels by."""
-        if tensor not in self._scales:
-            node = _reader(self.graph, tensor)
-            readers = self.graph.graph.consumers.get(node.outputs[0], []) if node else []
-            found = [reader for reader, _ in readers if reader.op_type == "BatchNormalization"]
-            self._scales[tensor] = self._folded(found[0]) if len(found) == 1 else None
-        return self._scales[tensor]
-
-    def _folded(self, node: Node) -> Float64Array | None:
-        gamma, variance = self._constant(node.inputs[1]), self._constant(node.inputs[4])
-        if gamma is None or variance is None:
-            return None
-        epsilon = node.attributes["epsilon"].f if node.has("epsilon") else 1e-5
-        return np.asarray(np.abs(gamma) / np.sqrt(variance + epsilon), np.float64)
-
-    def _constant(self, name: str) -> Float64Array | None:
-        graph = self.graph.graph
-        while name not in graph.constants:
-            node = graph.producer.get(name)
-            if node is None or node.op_type not in _SHOW_A_CONSTANT:
-                return None
-            name = node.inputs[0]
-        return graph.constants[name].weight.read().astype(np.float64)
+def _readers(
+    graph: DependencyGraph, groups: Iterable[ChannelGroup]
+) -> list[tuple[ChannelGroup, WeightAxis, Layer]]:
+    """Every layer that reads a group, with the axis it reads by."""
+    found = []
+    for group in groups:
+        for axis in group.consumers:
+            layer = layer_of(graph.graph, axis.tensor)
+            if layer is not None:
+                found.append((group, axis, layer))
+    return found
 
 
-def _is_depthwise(axis: WeightAxis) -> bool:
-    """A depthwise filter rides along: it makes each channel from that channel alone."""
-    filters = axis.op_type in ("Conv", "ConvTranspose", "FusedConv") and axis.input_index == 1
-    return filters and len(axis.view) >= 3
+class _Flow:
+    """What channels carry, seen where they are read."""
+
+    def __init__(self, graph: DependencyGraph, aggregate: str, data: Data) -> None:
+        self.graph = graph
+        self.aggregate = aggregate
+        self.found = _readers(graph, graph.prunable)
+        self.energy = energies(graph.graph, [layer for _, _, layer in self.found], data)
+
+    def of(self, groups: Sequence[ChannelGroup], method: str) -> dict[int, Float64Array]:
+        parts: dict[int, list[Float64Array]] = {group.id: [] for group in groups}
+        for group, axis, layer in self.found:
+            energy = self.energy[layer.data, layer.axis]
+            if energy.size != int(np.prod([axis.view[a] for a in axis.axes])):
+                continue  # the layer sees its input in another order than its weight
+            value = energy
+            if method == "wanda":
+                seen = real_values(self.graph, axis.tensor).reshape(axis.view)
+                rest = tuple(a for a in range(seen.ndim) if a not in axis.axes)
+                square = np.sum(np.square(seen, dtype=np.float64), axis=rest).reshape(-1)
+                value = square * energy
+                value = value / max(float(value.sum()), np.finfo(np.float64).tiny)
+            parts[group.id].append(per_unit(axis, value, group))
+        bare = [group for group in groups if not parts[group.id]]
+        values = {
+            group.id: AGGREGATES[self.aggregate](np.stack(parts[group.id]))
+            for group in groups
+            if parts[group.id]
+        }
+        return values | FilterScores(self.graph, "l2").of(bare)
 
 
-def _reader(graph: DependencyGraph, name: str) -> Node | None:
-    """The first node that uses a constant, past the nodes that only present it."""
-    for node, _ in graph.graph.consumers.get(name, []):
-        if node.outputs and node.outputs[0] in graph.graph.derived:
-            found = _reader(graph, node.outputs[0])
-            if found is not None:
-                return found
-        else:
-            return node
+def _refit_costs(graph: DependencyGraph, data: Data, seed: int) -> dict[int, Float64Array]:
+    """``obs`` for every group: greedy removal over all the layers that read it."""
+    env = graph.envs[0]
+    wanted: dict[str, list[tuple[ChannelGroup, WeightAxis, Layer]]] = {}
+    for group, axis, layer in _readers(graph, graph.prunable):
+        wanted.setdefault(layer.seen, []).append((group, axis, layer))
+    last = {group.id: seen for seen, uses in wanted.items() for group, _, _ in uses}
+    readers: dict[int, list[Reader]] = {group.id: [] for group in graph.prunable}
+    values: dict[int, Float64Array] = {}
+    layers = [uses[0][2] for uses in wanted.values()]
+    for layer, gram in grams(graph.graph, env, layers, data, seed):
+        weight = _seen_weight(graph, layer)
+        for group, axis, _ in wanted[layer.seen]:
+            if weight is not None:
+                readers[group.id] += _least_squares(layer, axis, weight, gram.matrix, gram.rows)
+            if last[group.id] == layer.seen and readers[group.id]:
+                values[group.id] = greedy_costs(readers.pop(group.id), group.size)
+    bare = [group for group in graph.prunable if group.id not in values]
+    return values | FilterScores(graph, "l2").of(bare)
+
+
+def _seen_weight(graph: DependencyGraph, layer: Layer) -> AnyArray | None:
+    """The weight as the layer sees it; None where something computes it from the constant."""
+    weight = real_values(graph, layer.weight)
+    shape = graph.envs[0].shape(layer.seen)
+    if layer.seen == layer.weight or weight.shape == shape:
+        node = graph.graph.producer.get(layer.seen)
+        if node is None or node.op_type in ("Identity", "Cast", "DequantizeLinear"):
+            return weight
+    node = graph.graph.producer.get(layer.seen)
+    if node is not None and node.op_type == "Transpose" and node.inputs[0] == layer.weight:
+        return weight.transpose(node.ints("perm") or tuple(reversed(range(weight.ndim))))
     return None
 
 
-def _real_values(graph: DependencyGraph, tensor: str) -> AnyArray:
-    """A weight as real numbers: what is stored, or what DequantizeLinear makes of it."""
-    array = graph.graph.constants[tensor].weight.read()
-    for node, position in graph.graph.consumers.get(tensor, []):
-        if node.op_type == "DequantizeLinear" and position == 0:
-            return _dequantized(graph, node, array)
-    if array.dtype in (np.float32, np.float64):
-        return array
-    return array.astype(np.float64)
+def _least_squares(
+    layer: Layer, axis: WeightAxis, weight: AnyArray, gram: Float64Array, rows: int
+) -> Iterator[Reader]:
+    """One reader for each group of a layer that reads units by an axis."""
+    product = matrix(layer, weight)
+    kernel = kernel_size(layer, weight.shape)
+    width = product.shape[1] // kernel  # input channels of one group
+    for number in range(layer.groups):
+        mine = (axis.index >= number * width) & (axis.index < (number + 1) * width)
+        if not mine.any():
+            continue
+        channel = axis.index[mine] - number * width
+        columns = channel[:, None] * kernel + np.arange(kernel)
+        units = axis.unit[mine]
+        joined, owners = _joined(columns, units)
+        yield Reader.of(gram[number], rows, product[number], joined, owners)
 
 
-def _dequantized(graph: DependencyGraph, node: Node, array: AnyArray) -> Float64Array:
-    constants = graph.graph.constants
-    parts = [constants.get(name) for name in node.inputs[1:]]
-    scale = parts[0].weight.read().astype(np.float64) if parts and parts[0] else np.ones(())
-    zero = parts[1].weight.read().astype(np.float64) if len(parts) > 1 and parts[1] else 0.0
-    values = array.astype(np.float64)
-    if scale.ndim == 1 and scale.size > 1:
-        along = [
-            -1 if axis == node.int("axis", 1) % array.ndim else 1 for axis in range(array.ndim)
-        ]
-        scale, zero = scale.reshape(along), np.reshape(zero, along) if np.ndim(zero) else zero
-    elif scale.shape not in ((), (1,)):
-        return values  # in blocks, which is frozen anyway
-    return np.asarray((values - zero) * scale, np.float64)
-
-
-def _finite(tensor: str, array: AnyArray) -> AnyArray:
-    """The same array; says once if something in it is not a number."""
-    # A sum is finite unless an element is not, or it overflows, which float64 does not.
-    with np.errstate(invalid="ignore", over="ignore"):
-        odd = not np.isfinite(np.sum(array, dtype=np.float64))
-    if odd:
-        _log.warning("weight '%s' holds NaN/Inf", tensor)
-    return array
+def _joined(columns: IntArray, units: IntArray) -> tuple[IntArray, IntArray]:
+    """Inputs of each unit in one row, where all units own as many; else one row a channel."""
+    owners, count = np.unique(units, return_counts=True)
+    if (count == count[0]).all() and count[0] > 1:
+        order = np.argsort(units, kind="stable")
+        return columns[order].reshape(owners.size, -1), owners
+    return columns, units

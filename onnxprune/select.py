@@ -13,6 +13,7 @@ from onnxprune.analyse import DependencyGraph
 from onnxprune.errors import UsageError
 from onnxprune.types import BalanceSet, Cell, ChannelGroup, Float64Array, IntArray
 
+SCOPES = ("local", "global", "isomorphic")
 _SLACK = 1e-9  # so that 0.3 · 10 removes 3
 
 
@@ -50,6 +51,7 @@ def select(
     only: Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
     comparable: bool = False,
+    price: Mapping[int, float] | None = None,
 ) -> PruningPlan:
     """Choose what stays.
 
@@ -57,7 +59,8 @@ def select(
         graph: From ``analyse``.
         importance: For each prunable group by id, shape (units,); higher stays.
         ratio: Share of units to remove, 0 <= ratio < 1.
-        scope: ``local`` removes the ratio from each group, ``global`` the lowest over all groups.
+        scope: ``local`` removes the ratio from each group, ``global`` the lowest over all groups,
+            ``isomorphic`` the lowest over all groups of one kind.
         round_to: Units left are a multiple of this, never removing more than asked.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
@@ -66,6 +69,8 @@ def select(
         ratio_for: Another ratio for groups whose producers match a pattern.
         comparable: Importances compare across groups as they are; else each group's are divided
             by their mean before ``global`` ranks them.
+        price: What one unit of each group saves, by group id; ``global`` then ranks importance for
+            what it costs.
 
     Returns:
         The plan.
@@ -74,13 +79,14 @@ def select(
         UsageError: A value is out of range or a pattern matches nothing.
 
     Source: local and global thresholds as in Network Slimming (arXiv:1708.06519) and
-        Torch-Pruning; rounding within the ranking as in DESIGN §6.
+        Torch-Pruning; ``isomorphic``: Fang et al. 2024 (arXiv:2407.04616); rounding within the
+        ranking as in DESIGN §6.
     """
     _check(ratio, scope, round_to, min_channels, max_ratio)
     ratios, why = _ratios(graph, ratio, ignore, only, ratio_for or {})
-    chosen = _Chooser(graph, importance, round_to, min_channels)
-    if scope == "global":
-        chosen.cut_global(ratios, max_ratio, comparable=comparable)
+    chosen = _Chooser(graph, importance, round_to, min_channels, price or {})
+    if scope != "local":
+        chosen.cut_global(ratios, max_ratio, comparable=comparable, kinds=scope == "isomorphic")
     else:
         for balance in graph.balance_sets:
             chosen.cut(balance, min(ratios[cell.group] for cell in balance.cells))
@@ -94,8 +100,8 @@ def select(
 def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio: float) -> None:
     if not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
-    if scope not in ("local", "global"):
-        raise UsageError(f"scope is '{scope}'", hint="give local or global")
+    if scope not in SCOPES:
+        raise UsageError(f"scope is '{scope}'", hint=f"give one of {', '.join(SCOPES)}")
     if round_to < 1:
         raise UsageError(f"round-to is {round_to}", hint="give 1 or more")
     if min_channels < 1:
@@ -157,6 +163,13 @@ def _matching(graph: DependencyGraph, pattern: str, flag: str) -> list[ChannelGr
     return found
 
 
+def _kind(group: ChannelGroup) -> str:
+    """What makes groups alike: how their channels are made and read, and what one unit is."""
+    made = sorted({(axis.op_type, axis.view[2:]) for axis in group.producers})
+    read = sorted({(axis.op_type, axis.view[2:]) for axis in group.consumers})
+    return repr((group.unit, made, read))
+
+
 class _Chooser:
     """Applies ratios to balance sets, lowest importance first, ties by index."""
 
@@ -166,8 +179,10 @@ class _Chooser:
         importance: Mapping[int, Float64Array],
         round_to: int,
         min_channels: int,
+        price: Mapping[int, float],
     ) -> None:
         self.graph = graph
+        self.price = price
         self.importance = importance
         self.round_to = round_to
         self.min_channels = min_channels
@@ -220,9 +235,12 @@ class _Chooser:
     # -- global --------------------------------------------------------------------------------
 
     def cut_global(
-        self, ratios: Mapping[int, float], max_ratio: float, *, comparable: bool
+        self, ratios: Mapping[int, float], max_ratio: float, *, comparable: bool, kinds: bool
     ) -> None:
-        """Remove the lowest share of all units, whole steps of a balance set at a time."""
+        """Remove the lowest share of all units, whole steps of a balance set at a time.
+
+        With ``kinds`` the share is taken from each kind of group by itself.
+        """
         asked = max(ratios.values(), default=0.0)
         open_sets = [
             b for b in self.graph.balance_sets if min(ratios[c.group] for c in b.cells) > 0
@@ -231,6 +249,16 @@ class _Chooser:
         for balance in special:
             self.cut(balance, min(ratios[c.group] for c in balance.cells))
         ranked = [b for b in open_sets if not any(b is other for other in special)]
+        rivals: dict[object, list[BalanceSet]] = {}
+        for balance in ranked:
+            kind = tuple(sorted(_kind(self.groups[cell.group]) for cell in balance.cells))
+            rivals.setdefault(kind if kinds else "", []).append(balance)
+        for members in rivals.values():
+            self._compete(members, asked, max_ratio, comparable)
+
+    def _compete(
+        self, ranked: Sequence[BalanceSet], asked: float, max_ratio: float, comparable: bool
+    ) -> None:
         budget = int(asked * sum(self._units(b) for b in ranked) + _SLACK)
         steps = [
             (value, number, drops)
@@ -275,10 +303,17 @@ class _Chooser:
             pairs = list(zip(cumulative, before, drops, strict=True))
             taken = sum(d - b for _, b, d in pairs)
             value = sum(float(c[d] - c[b]) for c, b, d in pairs) / max(taken, 1)
-            highest = max(highest, value)
+            highest = max(highest, value / self._price(balance))
             result.append((highest, drops))
             before = drops
         return result
+
+    def _price(self, balance: BalanceSet) -> float:
+        """What a unit of a set saves in the mean, 1 where nobody said."""
+        if not self.price:
+            return 1.0
+        prices = [self.price[cell.group] for cell in balance.cells]
+        return max(sum(prices) / len(prices), np.finfo(np.float64).tiny)
 
     def _cumulative(self, cell: Cell, comparable: bool) -> Float64Array:
         values = self.importance[cell.group]

@@ -158,6 +158,14 @@ class _Finder:
             blame = [f.reshape(-1) for f in labelled] + [self._blame(name)]
             yield Misfit((np.concatenate(blame),), node.label)
 
+    def _blame_around(self, node: Node, name: str) -> IntArray:
+        """Fields behind a shape, and those of the tensors that the shape acts on."""
+        trace = self.survivors[0].trace
+        labelled = [
+            f for tensor in (node.inputs[0], *node.outputs) for f in trace.fields.get(tensor, ())
+        ]
+        return np.concatenate([*(f.reshape(-1) for f in labelled), self._blame(name)])
+
     def _is_arithmetic(self, node: Node) -> bool:
         known = all(not name or name in self.envs[0].values for name in node.outputs)
         return known and node.op_type != "Range"
@@ -202,7 +210,7 @@ class _Finder:
                 literal.reshape(-1)[at] = -1
                 free = False
             else:
-                return Misfit((self._blame(name),), node.label)
+                return Misfit((self._blame_around(node, name),), node.label)
             mask.reshape(-1)[at] = True
         return Patch(node, position, literal, mask)
 
@@ -218,7 +226,7 @@ class _Finder:
         if len(known) == len(self.envs) and all(np.array_equal(o, old[0]) for o in old):
             yield Patch(node, position, np.asarray(old[0]), np.ones(old[0].shape, np.bool_))
         else:
-            yield Misfit((self._blame(name),), node.label)
+            yield Misfit((self._blame_around(node, name),), node.label)
 
     def _blame(self, name: str) -> IntArray:
         """Fields of the tensors whose shape a number was computed from."""

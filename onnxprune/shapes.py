@@ -221,6 +221,13 @@ class _Walk:
         weight = self.env.shape(node.inputs[1])
         if weight is None or node.inputs[0] not in self.unknown:
             return
+        maker = self.graph.producer.get(node.inputs[0])
+        if (
+            maker is not None
+            and maker.since
+            and all(map(self.env.shape, filter(None, maker.inputs)))
+        ):
+            return  # a known operator on known shapes: what is unknown is where it moves elements
         shape = (1, weight[1] * node.int("group", 1), *(_ASSUMED_SIDE for _ in weight[2:]))
         element = self.env.data_type(node.inputs[1])
         self.env.set_type(node.inputs[0], helper.make_tensor_type_proto(element, shape))

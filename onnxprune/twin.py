@@ -97,10 +97,9 @@ class _Twin:
     def _zero_value(self, name: str, constant: Constant) -> AnyArray:
         """What stands for the real value 0: the zero point in a quantized tensor."""
         for node, position in self.graph.consumers.get(name, []):
-            if node.op_type == "DequantizeLinear" and position == 0 and len(node.inputs) > 2:
-                zero_point = self.graph.constants.get(node.inputs[2])
-                if zero_point is not None:
-                    points = zero_point.weight.read()
+            if node.op_type == "DequantizeLinear" and position == 0:
+                points = self._zero_points(node)
+                if points is not None:
                     if points.ndim == 1 and points.size > 1:
                         axis = node.int("axis", 1) % len(constant.weight.shape)
                         return points.reshape(
@@ -108,6 +107,12 @@ class _Twin:
                         )
                     return points.reshape(())
         return np.zeros((), constant.weight.dtype)
+
+    def _zero_points(self, node: Node) -> AnyArray | None:
+        """Zero points of a DequantizeLinear, None where it has none or nobody knows them."""
+        name = node.inputs[2] if len(node.inputs) > 2 else ""
+        constant = self.graph.constants.get(name)
+        return constant.weight.read() if constant else self.trace.env.values.get(name)
 
     def masks(self) -> Iterator[tuple[Node, Mask, frozenset[str]]]:
         """Where the twin multiplies by 0/1, with the constants that a mask replaces.
@@ -171,11 +176,9 @@ class _Twin:
                 plain = False
                 pending += [n for n in node.inputs if n]
             else:
-                if (
-                    node.op_type == "DequantizeLinear"
-                    and node.inputs[0] not in self.graph.constants
-                ):
-                    plain = False
+                if node.op_type == "DequantizeLinear":
+                    hidden = len(node.inputs) > 2 and self._zero_points(node) is None
+                    plain &= node.inputs[0] in self.graph.constants and not hidden
                 pending.append(node.inputs[0])
         return leaves, plain
 

@@ -215,3 +215,53 @@ def test_scale_along_the_input_axis_of_a_quantized_grouped_conv_follows() -> Non
     middle = "q = DequantizeLinear<axis=1>(k, s, z)  m = Conv<group=2>(a, q)"
     zero = np.zeros(4, np.int8)
     assert_exact(between_convs(middle, k=stored, s=scales, z=zero))
+
+
+def test_reshape_to_a_size_given_at_run_time_freezes_what_it_shows() -> None:
+    """A size was made up for its output, though it moves elements whose number is known."""
+    found = model(
+        """g (float[2,3,8,8] x, int64[4] t) => (float[a,8,b,c] y) {
+        u = Conv(x, w0) p = Transpose<perm=[0,1,3,2]>(u) r = Reshape(p, t) y = Conv(r, w1)}""",
+        w0=(8, 3, 1, 1), w1=(8, 3, 1, 1),
+    )  # fmt: skip
+    reasons = [group.frozen for group in analyse(found).groups]
+    assert reasons
+    assert all(
+        "unknown shape" in (reason or "") or "output" in (reason or "") for reason in reasons
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_grid_of_three_axes_with_one_row_axis_given_is_cut_along_one(seed: int) -> None:
+    """Two axes were left open, so that survivors formed no box."""
+    found = model(
+        """g (float[6,3] x, float[6,2,1,1] z) => (float[6,4] y) {
+        a = MatMul(x, w1) r = Reshape(a, s) e = Mul(r, z) m = Reshape(e, b) y = MatMul(m, w2)}""",
+        w1=(3, 16), w2=(16, 4), s=ints(6, 2, 2, 4), b=ints(6, 16),
+    )  # fmt: skip
+    assert assert_equals_masked_twin(found, plan_at(analyse(found), 0.5, seed=seed)).cut == 8
+
+
+@pytest.mark.parametrize("show", ["Identity", "Squeeze"])
+def test_zero_point_shown_through_a_node_is_what_the_twin_writes(show: str) -> None:
+    point = np.asarray(30 if show == "Identity" else [30], np.int8)
+    found = model(
+        f"""g (float[2,3] x) => (float[2,4] y) {{
+        a = MatMul(x, w1) z = {show}(p) k = DequantizeLinear(q, s, z) y = MatMul(a, k)}}""",
+        w1=(3, 8), p=point, s=np.asarray(0.02, F32),
+        q=np.random.default_rng(0).integers(-100, 100, (8, 4)).astype(np.int8),
+    )  # fmt: skip
+    assert assert_equals_masked_twin(found, plan_at(analyse(found), 0.5)).error < 1e-5
+
+
+def test_shape_that_cannot_be_repaired_freezes_what_it_acts_on() -> None:
+    """It was noticed, but what was blamed for it had no channels to freeze."""
+    found = model(
+        """g (float[n,3,h,w] x) => (float[n,4,h,w] y) {
+        a = Conv(x, w1)  sx = Shape(x)  n = Gather(sx, i0)  h = Gather(sx, i2)  v = Gather(sx, i3)
+        hc = Mul(h, eight)  t = Concat<axis=0>(n, hc, minus)  r = Reshape(a, t)
+        b = Concat<axis=0>(n, eight, h, v)  m = Reshape(r, b)  y = Conv(m, w2)}""",
+        w1=(8, 3, 1, 1), w2=(4, 8, 1, 1), i0=ints(0), i2=ints(2), i3=ints(3), eight=ints(8),
+        minus=ints(-1),
+    )  # fmt: skip
+    assert not analyse(found).prunable

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
+from onnxprune.calibrate import stream
+from onnxprune.data import random_data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
-from onnxprune.score import METHODS, choose, score
+from onnxprune.io import Model
+from onnxprune.norms import fpgm, lamp
+from onnxprune.score import FROM_DATA, METHODS, choose, score
 from onnxprune.select import select
 from onnxprune.types import ChannelGroup
 from tests.small import array, conv_chain, parsed
@@ -111,7 +116,8 @@ def test_random_depends_on_the_seed_and_differs_between_groups() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_importance_is_float64_for_every_group(method: str) -> None:
     graph = analyse(conv_chain())
-    found = score(graph, method)
+    data = random_data(graph.graph.model, seed=0) if method in FROM_DATA else None
+    found = score(graph, method, data=data)
     assert found.method == method
     assert set(found) == {group.id for group in graph.prunable}
     for group in graph.prunable:
@@ -241,3 +247,100 @@ def test_function_with_the_wrong_shape_is_refused() -> None:
 def test_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="give one of auto, bn_scale"):
         score(analyse(conv_chain()), "magic")
+
+
+# ------------------------------------------------------------------------- more importances
+
+
+def residual() -> Model:
+    rng = np.random.default_rng(0)
+    return parsed(
+        """g (float[1,3,8,8] x) => (float[1,4,8,8] y) {
+        a = Conv(x, w0) b = Conv(a, w1) s = Add(a, b) y = Conv(s, w2)}""",
+        w0=rng.standard_normal((6, 3, 1, 1)).astype(np.float32),
+        w1=rng.standard_normal((6, 6, 1, 1)).astype(np.float32),
+        w2=rng.standard_normal((4, 6, 1, 1)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "combine"), [("sum", np.sum), ("mean", np.mean), ("max", np.max), (None, np.sum)]
+)
+def test_coupled_producers_combine_as_asked(how: str | None, combine: object) -> None:
+    model = residual()
+    graph = analyse(model)
+    (group,) = graph.prunable
+    parts = [np.abs(array(model, name)).sum(axis=(1, 2, 3)) for name in ("w0", "w1")]
+    expected = combine(np.stack(parts), axis=0)  # type: ignore[operator]
+    np.testing.assert_allclose(score(graph, "l1", aggregate=how)[group.id], expected, rtol=1e-6)
+
+
+def test_unknown_aggregate_is_refused() -> None:
+    with pytest.raises(UsageError, match="aggregate is 'median'"):
+        score(analyse(residual()), "l1", aggregate="median")
+
+
+def test_fpgm_takes_the_most_central_filter_first() -> None:
+    filters = np.asarray([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
+    distances = [[np.linalg.norm(a - b) for b in filters] for a in filters]
+    np.testing.assert_allclose(fpgm(filters), np.sum(distances, axis=1))
+    assert np.argmin(fpgm(filters)) == 0
+
+
+def test_lamp_is_the_share_among_the_filters_not_smaller() -> None:
+    np.testing.assert_allclose(lamp(np.asarray([1.0, 3.0, 2.0])), [1 / 14, 1.0, 4 / 13])
+
+
+def test_wanda_weighs_what_is_read_by_what_flows() -> None:
+    model = residual()
+    graph = analyse(model)
+    (group,) = graph.prunable
+    data = random_data(model, seed=1)
+    (first, _) = [batch["x"] for batch in data.batches]
+    found = score(graph, "wanda", data=data)[group.id]
+    energy = {}
+    for name in ("a", "s"):
+        parts = [np.square(values[name]) for values in stream(model, [name], data)]
+        energy[name] = np.mean(np.concatenate(parts), axis=(0, 2, 3))
+    expected = np.zeros(6)
+    for weight, name in (("w1", "a"), ("w2", "s")):
+        value = np.square(array(model, weight)).sum(axis=(0, 2, 3)) * energy[name]
+        expected += value / value.sum()
+    assert first.shape == (1, 3, 8, 8)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", FROM_DATA)
+def test_importance_from_data_without_data_is_refused(method: str) -> None:
+    with pytest.raises(UsageError, match=f"importance {method} needs calibration data"):
+        score(analyse(conv_chain()), method)
+
+
+def test_function_in_a_file_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\ndef last(group, graph):\n    return -np.arange(group.size)\n"
+    )
+    graph = analyse(conv_chain())
+    found = score(graph, f"{path}:last")
+    assert found.method == "last"
+    for group in graph.prunable:
+        np.testing.assert_array_equal(found[group.id], -np.arange(group.size))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        pytest.param("x = 1", "f", "has no function 'f'", id="no function"),
+        pytest.param("1 / 0", "f", "fails: ZeroDivisionError", id="file fails"),
+        pytest.param(None, "f", "no such file", id="no file"),
+    ],
+)
+def test_function_that_cannot_be_had_is_refused(
+    tmp_path: Path, text: str | None, name: str, said: str
+) -> None:
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        score(analyse(conv_chain()), f"{path}:{name}")
