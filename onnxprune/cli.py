@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
@@ -15,7 +15,7 @@ import typer
 
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.terminal import print_json, session, show, write
+from onnxprune.terminal import discard_output, print_json, printing, session, show
 
 if TYPE_CHECKING:
     from onnxprune.groups import DependencyGraph
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _OUR_BUG = 1
 _USAGE = 2
+_ORDERS_TO_END = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 # typer brings its own click or takes the one that is installed: ask it for the class.
 _ClickError: type[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -125,7 +128,8 @@ Debug: TypeAlias = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"onnxprune {__version__}")
+        with printing():
+            typer.echo(f"onnxprune {__version__}")
         raise typer.Exit
 
 
@@ -181,19 +185,22 @@ def inspect(
         chosen = None if group is None else _group(graph, group)
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
+            from onnxprune.io import write_texts
             from onnxprune.report.tables import groups_csv
 
             check_sources(graph.graph.model, csv)
-            write(csv, groups_csv(report.groups))
-    if json:
-        from onnxprune.report.build import as_json, only_group
+            write_texts({csv: groups_csv(report.groups)})
+    with printing(*([] if csv is None else [csv])):
+        if json:
+            from onnxprune.report.build import as_json, only_group
 
-        shown = report if chosen is None else only_group(report, chosen.id)
-        print_json(as_json(shown, operators))
-    elif not quiet:
-        from onnxprune.report.tables import group_detail, inspect_report
+            shown = report if chosen is None else only_group(report, chosen.id)
+            print_json(as_json(shown, operators))
+        elif not quiet:
+            from onnxprune.report.tables import group_detail, inspect_report
 
-        show(inspect_report(report, operators) if chosen is None else group_detail(graph, chosen))
+            detail = None if chosen is None else group_detail(graph, chosen)
+            show(detail or inspect_report(report, operators))
 
 
 @app.command()
@@ -330,14 +337,15 @@ def shrink(
             force=force,
             progress=progress,
         )
-    if json:
-        from onnxprune.report.build import as_json
+    with printing(*report.written):
+        if json:
+            from onnxprune.report.build import as_json
 
-        print_json(as_json(report))
-    elif not quiet:
-        from onnxprune.report.tables import shrink_report
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import shrink_report
 
-        show(shrink_report(report, verbose=verbose))
+            show(shrink_report(report, verbose=verbose))
 
 
 @app.command()
@@ -365,14 +373,15 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    if json:
-        from onnxprune.report.build import as_json
+    with printing():
+        if json:
+            from onnxprune.report.build import as_json
 
-        print_json(as_json(report))
-    elif not quiet:
-        from onnxprune.report.tables import compare_report
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import compare_report
 
-        show(compare_report(report))
+            show(compare_report(report))
 
 
 @app.command()
@@ -384,7 +393,8 @@ def schema(
 
     # Read here, not through `report.schemas`, which would import pydantic for nothing.
     stored = files("onnxprune").joinpath("schemas", f"{name.value}.json")
-    sys.stdout.write(stored.read_text("utf-8"))
+    with printing():
+        sys.stdout.write(stored.read_text("utf-8"))
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -439,8 +449,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         result = app(arguments, prog_name="onnxprune", standalone_mode=False)
     except BrokenPipeError:
         # Whoever read the output has gone: that is no error of ours.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
@@ -474,8 +483,18 @@ def _said(error: BaseException) -> tuple[str, int]:
     return f"internal error: {what} (please report it; --debug shows more)", _OUR_BUG
 
 
+def _interrupt(*_: object) -> NoReturn:
+    """Take an order to end as an interruption, once: what cleans up is not to be ended itself."""
+    for number in _ORDERS_TO_END:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> NoReturn:
     """Entry point of the ``onnxprune`` command."""
+    for number in _ORDERS_TO_END:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _interrupt)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # started with it closed, as daemons do
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (as long as we run)
@@ -483,6 +502,8 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character still prints
     code = run()
-    with suppress(BrokenPipeError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        discard_output()
     sys.exit(code)

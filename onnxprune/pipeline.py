@@ -15,7 +15,7 @@ from onnxprune.data import Data, load_data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model, save
+from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
@@ -121,7 +121,7 @@ def shrink(
     check_level(verify, limits, data)
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
-    check_outputs(model, output, recipe_out, force=force)
+    check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -146,10 +146,16 @@ def shrink(
         verdict = _verify(graph, plan, made, check, clock)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
-            if output is not None:
-                after = replace(after, bytes=save(made, output, force=force))
+            recipes: dict[Path, str] = {}
             if recipe_out is not None:
-                _write_recipe(Path(recipe_out), written, made, original, asked.options(method))
+                kept = written or _empty_recipe(made, original, asked.options(method))
+                recipes[Path(recipe_out)] = kept.readable()
+            files = write_texts(recipes) if output is None else save_with(
+                made, output, recipes, force=force
+            )  # fmt: skip
+            if output is not None:
+                size = sum(count for path, count in files.items() if path not in recipes)
+                after = replace(after, bytes=size)
     return made, Report(
         verb="shrink",
         input_path=str(original.path or ""),
@@ -166,6 +172,7 @@ def shrink(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
+        written=tuple(files),
     )
 
 
@@ -215,15 +222,9 @@ def _with_recipe(
     return embed(surgery.model, written), written
 
 
-def _write_recipe(
-    path: Path, written: Recipe | None, made: Model, original: Model, options: Options
-) -> None:
-    if written is None:
-        written = build(original, Surgery(made, (), {}, (), ()), options, __version__)
-    try:
-        path.write_text(written.readable(), "utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
+def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
+    """What was asked for, where that removed nothing."""
+    return build(original, Surgery(made, (), {}, (), ()), options, __version__)
 
 
 # -- verification ----------------------------------------------------------------------------------

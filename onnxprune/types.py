@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -236,6 +237,7 @@ class Report:
         peak_memory_bytes: Most memory the process had.
         warnings: What a person should know, in order.
         recipe: The recipe as JSON, {} where nothing was removed.
+        written: Every file that was written.
     """
 
     verb: str
@@ -253,3 +255,4 @@ class Report:
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
+    written: tuple[Path, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import jsonschema
 import numpy as np
@@ -17,7 +19,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, pipeline
+from onnxprune import cli, io, pipeline
 from onnxprune.cli import run
 from onnxprune.errors import InvariantError, MissingExtraError, UnsupportedModelError
 from tests.small import MODELS, conv_chain, parsed, reloaded
@@ -248,6 +250,21 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "-o", "."), "is a directory"),
         (2, (*SHRINK, "-o", "no/such/folder.onnx"), "does not exist"),
         (2, (*SHRINK, "-o", "o.onnx", "--recipe-out", "o.onnx"), "given for two outputs"),
+        (
+            2,
+            (*SHRINK, "-o", "o.onnx", "--recipe-out", "o.onnx.data"),
+            "'o.onnx.data' is where 'o.onnx' may keep its weights",
+        ),
+        (
+            2,
+            (*SHRINK, "--data", "frozen.onnx", "-o", "frozen.onnx", "--force"),
+            "writing 'frozen.onnx' would overwrite 'frozen.onnx', which this run reads",
+        ),
+        (
+            2,
+            ("shrink", "chain.onnx", "--recipe", "o.onnx.data", "-o", "o.onnx", "--force"),
+            "writing 'o.onnx' would overwrite 'o.onnx.data', which this run reads",
+        ),
         (2, ("inspect", "chain.onnx", "--group", "nothing"), "names no channel group"),
         (2, ("inspect", "chain.onnx", "--csv", "no/such.csv"), "does not exist"),
         (2, ("inspect", "chain.onnx", "--csv", "frozen.onnx"), "give --force"),
@@ -323,19 +340,40 @@ def test_reader_that_left_is_no_error(call: Call, monkeypatch: pytest.MonkeyPatc
     assert call(*SHRINK).code == 0
 
 
+def test_recipe_that_cannot_be_written_leaves_no_model(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(recipe: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(io, "_text_job", lambda text: full)
+    ran = call(*SHRINK, "--recipe-out", "r.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "disk full while writing 'r.json'" in ran.err
+    assert left() == BEFORE
+
+
 # ------------------------------------------------------------------------------ as a process
 
 
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, cwd: Path, stdout: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onnxprune", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         check=False,
     )
+
+
+def process(
+    *arguments: str, cwd: Path, stdout: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    return python("-m", "onnxprune", *arguments, cwd=cwd, stdout=stdout)
 
 
 def test_process_keeps_stdout_and_stderr_apart(tmp_path: Path) -> None:
@@ -351,6 +389,47 @@ def test_process_keeps_stdout_and_stderr_apart(tmp_path: Path) -> None:
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "\x1b" not in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("shrink", str(RESNET), "--ratio", "0.5", "-o", "o.onnx", "--recipe-out", "r.json"),
+        ("inspect", str(RESNET), "--json", "--csv", "g.csv"),
+        ("schema", "report"),
+        ("--version",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_stdout_that_is_full_is_named_and_leaves_no_file(
+    arguments: Sequence[str], tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = process(*arguments, cwd=tmp_path, stdout=full)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("onnxprune: standard output: No space left on device")
+    assert ran.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize("order", ["SIGTERM", "SIGHUP"])
+def test_order_to_end_while_writing_leaves_no_file(order: str, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from onnxprune import cli, io\n"
+        "def job(text):\n"
+        f"    return lambda out: os.kill(os.getpid(), signal.{order}) or out.write(b'')\n"
+        "io._text_job = job\n"
+        "cli.main()\n"
+    )
+    ran = python(
+        "-c", code, "shrink", str(RESNET), "--ratio", "0.5", "-o", "o.onnx", "--recipe-out",
+        "r.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxprune: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_terminal_without_unicode_still_prints(tmp_path: Path) -> None:
