@@ -176,7 +176,10 @@ def load(path: str | Path) -> Model:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(data, str(path))
     del data  # twice the model's size until here
-    _check(Model(proto, path.parent, path=path))
+    try:
+        _check(Model(proto, path.parent, path=path))
+    except ModelError as error:
+        raise ModelError(f"'{path}': {error.message}", hint=error.hint, node=error.node) from error
     sources = (path, *validate.external_files(proto, path.parent))
     size = sum(file.stat().st_size for file in sources)
     return Model(proto, path.parent, path=path, file_bytes=size, sources=sources)

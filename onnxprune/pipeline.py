@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnxprune import __version__
 from onnxprune.analyse import analyse_graph
-from onnxprune.cost import stats, stats_after, stats_of
+from onnxprune.cost import stats, stats_after
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
@@ -361,12 +361,13 @@ def compare(
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
+        other = _analyse(after, graph.stand_ins, Mode(), clock)
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
         before=stats(graph),
         output_path=str(after.path or ""),
-        after=stats_of(after, graph.stand_ins),
+        after=stats(other),
         importance="",
         importance_why="",
         exact=None,

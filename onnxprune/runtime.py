@@ -151,11 +151,10 @@ def accepts(model: Model, feeds: Mapping[str, AnyArray]) -> str | None:
     return None
 
 
-def cannot_run(error: RuntimeUnavailable) -> VerificationError:
+def cannot_run(error: RuntimeUnavailable, model: Model, *, hint: str = "") -> VerificationError:
     """What to tell a user whose own model the runtime does not take."""
-    return VerificationError(
-        f"ONNX Runtime cannot run this model: {error.reason}", hint="--verify none"
-    )
+    which = "this model" if model.path is None else f"'{model.path}'"
+    return VerificationError(f"ONNX Runtime cannot run {which}: {error.reason}", hint=hint)
 
 
 def _usable_cores() -> int:

@@ -63,7 +63,7 @@ def inspect_report(
 def compare_report(report: Report) -> Iterable[RenderableType]:
     """Costs side by side, and drift."""
     assert report.after is not None
-    yield _cost_table(report.before, report.after, "first", "second", channels=False)
+    yield _cost_table(report.before, report.after, "first", "second")
     yield from _drift_lines(report)
 
 
@@ -131,17 +131,14 @@ def _operator_table(operators: Sequence[OperatorUse]) -> Table:
     return table
 
 
-def _cost_table(
-    before: ModelStats, after: ModelStats, first: str, second: str, *, channels: bool = True
-) -> Table:
+def _cost_table(before: ModelStats, after: ModelStats, first: str, second: str) -> Table:
     table = _table("", f">{first}", f">{second}", ">left")
     rows = [
         ("params", before.params, after.params),
         ("MACs", before.macs, after.macs),
         ("file", before.bytes, after.bytes),
+        ("channels", before.channels, after.channels),
     ]
-    if channels:
-        rows.append(("channels", before.channels, after.channels))
     for name, old, new in rows:
         spelled = _size if name == "file" else number
         left = f"{100 * new / old:.1f} %" if old else ""
@@ -163,6 +160,8 @@ def _drift_lines(report: Report) -> Iterable[RenderableType]:
         )
     if len(verdict.drift) > _MOST_OUTPUTS:
         yield _line(f"  and {len(verdict.drift) - _MOST_OUTPUTS} more outputs")
+    for note in verdict.notes:
+        yield _line(f"  {note}")
 
 
 def _closing(report: Report) -> str:

@@ -172,6 +172,44 @@ def test_compare_names_the_data(call: Call) -> None:
     assert "cosine 1.0000" in call("compare", RESNET, RESNET).out
 
 
+def test_compare_counts_the_channels_of_both(call: Call) -> None:
+    call("shrink", "chain.onnx", "--ratio", 0.5, "-o", "o.onnx")
+    found = call("compare", "chain.onnx", "o.onnx", "--json").json()
+    assert [found[side]["channels"] for side in ("input", "output")] == [24, 14]  # type: ignore[index]  # JSON
+    table = call("compare", "chain.onnx", "o.onnx").out
+    assert table.splitlines()[4].split() == ["channels", "24", "14", "58.3", "%"]
+
+
+def test_limits_on_random_input_are_said_to_be_so(call: Call) -> None:
+    said = "limits: judged on random input, which says little about quality"
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--json")
+    assert ran.json()["verify"]["notes"] == [said]  # type: ignore[index]  # JSON
+    assert said in call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--force").out
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"no model", b"\x08\x0a", "no outputs"], ids=["empty", "text", "bare", "graph"]
+)
+def test_damaged_model_is_named_wherever_it_is_given(damage: bytes | str, call: Call) -> None:
+    if isinstance(damage, str):
+        proto = onnx.load("chain.onnx")
+        del proto.graph.output[:]
+        damage = proto.SerializeToString()
+    Path("bad.onnx").write_bytes(damage)
+    for arguments in (
+        ("inspect", "bad.onnx"),
+        ("shrink", "bad.onnx", "--ratio", 0.5),
+        ("compare", "chain.onnx", "bad.onnx"),
+        ("compare", "bad.onnx", "chain.onnx"),
+    ):
+        ran = call(*arguments)
+        assert (ran.code, ran.out) == (3, "")
+        assert "'bad.onnx'" in ran.err
+    ran = call("shrink", "chain.onnx", "--recipe", "bad.onnx")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'bad.onnx'" in ran.err
+
+
 def test_nothing_to_cut_is_exit_0_with_a_warning_on_stderr(call: Call) -> None:
     ran = call("shrink", "chain.onnx", "--ratio", 0, "--json")
     assert ran.code == 0
@@ -215,7 +253,8 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink", "chain.onnx", "--ratio", "inf"), "ratio is inf"),
         (2, (*SHRINK, "--recipe", "r.json"), "give one of --ratio and --recipe"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json"), "cannot read recipe 'r.json'"),
-        (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe"),
+        (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe: onnxprune did"),
+        (2, ("shrink", "chain.onnx", "--recipe", "no.onnx"), "cannot read recipe: no such file"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--scope", "global"), "--scope cannot"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--round-to", "8"), "--round-to cannot"),
         (2, (*SHRINK, "--scope", "all"), "--scope"),
@@ -275,8 +314,10 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (3, ("shrink", ".", "--ratio", "0.5"), "directory"),
         (3, ("inspect", "missing.onnx"), "no such file"),
         (3, ("shrink", "frozen.onnx", "--ratio", "0.5"), "nothing can be pruned"),
-        (4, ("compare", "chain.onnx", "frozen.onnx"), "ONNX Runtime cannot run this model"),
+        (4, ("compare", "chain.onnx", "frozen.onnx"), "ONNX Runtime cannot run 'frozen.onnx'"),
+        (4, ("compare", "frozen.onnx", "chain.onnx"), "ONNX Runtime cannot run 'chain.onnx'"),
         (4, (*SHRINK, "--max-drift", "0.001"), "your limit: --max-drift"),
+        (4, (*SHRINK, "--max-drift", "0.001"), "on random input, which says little about quality"),
         (4, (*SHRINK, "--min-cosine", "1"), "your limit: --min-cosine"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
