@@ -151,7 +151,9 @@ def inspect(
     *,
     group: Annotated[
         str | None,
-        typer.Option("--group", metavar="NAME", help="Show one group, by number, tensor or node."),
+        typer.Option(
+            "--group", metavar="NAME", help="Show the groups of a tensor or node, or by number."
+        ),
     ] = None,
     ops: Annotated[
         bool, typer.Option("--ops", help="Show the model's operators and how each is treated.")
@@ -182,7 +184,7 @@ def inspect(
             allow_norm=allow_norm,
             progress=progress,
         )
-        chosen = None if group is None else _group(graph, group)
+        chosen = None if group is None else _groups(graph, group)
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
             from onnxprune.io import write_texts
@@ -192,15 +194,15 @@ def inspect(
             write_texts({csv: groups_csv(report.groups)})
     with printing(*([] if csv is None else [csv])):
         if json:
-            from onnxprune.report.build import as_json, only_group
+            from onnxprune.report.build import as_json, only_groups
 
-            shown = report if chosen is None else only_group(report, chosen.id)
+            shown = report if chosen is None else only_groups(report, chosen)
             print_json(as_json(shown, operators))
         elif not quiet:
-            from onnxprune.report.tables import group_detail, inspect_report
+            from onnxprune.report.tables import group_details, inspect_report
 
-            detail = None if chosen is None else group_detail(graph, chosen)
-            show(detail or inspect_report(report, operators))
+            details = None if chosen is None else group_details(graph, chosen)
+            show(details or inspect_report(report, operators, verbose=verbose))
 
 
 @app.command()
@@ -433,13 +435,14 @@ def _refuse_beside_recipe(**given: object) -> None:
             raise UsageError(f"--{name.replace('_', '-')} cannot go with --recipe, which fixes it")
 
 
-def _group(graph: DependencyGraph, wanted: str) -> ChannelGroup:
-    """A group by its number, or the first one made by a tensor or node."""
-    for group in graph.groups:
-        names = {name for axis in group.producers for name in (axis.tensor, axis.node)}
-        if wanted in names or wanted == str(group.id):
-            return group
-    raise UsageError(f"--group {wanted} names no channel group", hint="`inspect` lists them")
+def _groups(graph: DependencyGraph, wanted: str) -> tuple[ChannelGroup, ...]:
+    found = graph.named(wanted)
+    if not found:
+        raise UsageError(
+            f"--group {wanted} names no channel group, and none that can be pruned passes there",
+            hint="`onnxprune inspect MODEL -v` lists the names",
+        )
+    return found
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

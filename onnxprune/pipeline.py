@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
+from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import (
     AnyModel,
     Check,
@@ -136,7 +136,7 @@ def shrink(
             check = Check(verify, limits, _given_data(data, original), seed)
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
-            raise UnsupportedModelError(_nothing_prunable(graph))
+            raise UnsupportedModelError(nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -190,16 +190,6 @@ def _analyse(
     for note in found.notes:
         _log.info("%s", note)
     return found
-
-
-def _nothing_prunable(graph: DependencyGraph) -> str:
-    """Why no group may be cut, the commonest reasons first."""
-    if not graph.groups:
-        return "nothing can be pruned: no Conv, Gemm or MatMul has a constant weight"
-    reasons = Counter(group.frozen or "" for group in graph.groups)
-    shown = "; ".join(reason for reason, _ in reasons.most_common(3))
-    every = "every channel is frozen" if len(graph.groups) > 1 else "its only channels are frozen"
-    return f"nothing can be pruned: {every}: {shown}"
 
 
 def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None) -> str:
@@ -309,7 +299,7 @@ def inspect(
         with clock.stage("load"):
             original = as_model(model)
         graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
-        method, why = choose(graph) if graph.prunable else ("", "nothing can be pruned")
+        method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
     return graph, Report(
         verb="inspect",
         input_path=str(original.path or ""),

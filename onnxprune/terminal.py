@@ -48,12 +48,18 @@ def discard_output() -> None:
 
 
 def show(parts: Iterable[RenderableType]) -> None:
-    """Print tables and lines on stdout."""
+    """Print tables and lines on stdout; where that is no terminal, plain and unwrapped."""
     from onnxprune.report.tables import console
 
-    out = console(terminal=sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    out = console(terminal=terminal)
     for part in parts:
-        out.print(part)
+        if terminal:
+            out.print(part)
+            continue
+        with out.capture() as captured:
+            out.print(part)
+        sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def print_json(report: Mapping[str, object]) -> None:

@@ -205,13 +205,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One group in the report. ``size`` and ``kept`` count along the producers' axis."""
+    """One group in the report.
+
+    Attributes:
+        id: As in ``ChannelGroup``.
+        size, kept: Positions along the producers' axis, before and after.
+        unit: What one unit is.
+        units: Number of units before.
+        producers, consumers: Weights that make and read the channels.
+        nodes: Nodes that use the producers.
+        frozen: Why nothing may go, or None.
+        why: What was done, or why nothing was.
+    """
 
     id: int
     size: int
     kept: int
     unit: str
+    units: int
     producers: tuple[str, ...]
+    nodes: tuple[str, ...]
     consumers: tuple[str, ...]
     frozen: str | None
     why: str = ""

@@ -163,6 +163,45 @@ def test_inspect_shows_groups_operators_and_one_group(call: Call) -> None:
     assert Path("g.csv").read_text().splitlines()[1].startswith("0,channel,8,8,w0,w1")
 
 
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("0", [0]),
+        ("group 0", [0]),
+        ("w0", [0]),
+        ("c1", [1]),  # makes 1 and reads 0
+        ("gamma0", [0]),
+        ("head", [2]),  # makes 2 and reads 1
+        ("r0", [0]),
+        ("n1", [1]),
+        ("p", [1]),
+    ],
+)
+def test_group_is_found_by_any_of_its_members(name: str, groups: Sequence[int], call: Call) -> None:
+    ran = call("inspect", "chain.onnx", "--group", name, "--json")
+    assert [group["id"] for group in ran.json()["groups"]] == groups  # type: ignore[attr-defined]  # JSON
+    plain = call("inspect", "chain.onnx", "--group", name).out
+    assert [int(line.split()[1][:-1]) for line in plain.splitlines() if ": " in line and
+            line.startswith("group ")] == groups  # fmt: skip
+
+
+def test_piped_tables_neither_wrap_nor_end_in_blanks(call: Call) -> None:
+    wide = conv_chain()
+    for node in wide.proto.graph.node:
+        for names in (node.input, node.output):
+            for at, name in enumerate(names):
+                names[at] = name.replace("w0", "w" * 50).replace("w1", "v" * 50)
+    for tensor in wide.proto.graph.initializer:
+        tensor.name = tensor.name.replace("w0", "w" * 50).replace("w1", "v" * 50)
+    wide.proto.graph.node[-1].name = "n" * 150
+    reloaded(wide, Path("wide.onnx"))
+    lines = call("inspect", "wide.onnx").out.splitlines()
+    assert len(lines) == 1 + 3 + 2
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[1].endswith(f"{'w' * 50} → {'v' * 50}")
+    assert lines[3].endswith(f"Gemm '{'n' * 150}'")
+
+
 def test_compare_names_the_data(call: Call) -> None:
     data = MODELS / "fashion_calib.npz"
     ran = call("compare", RESNET, RESNET, "--data", data, "--json")
