@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 
 import typer
+from typer.core import TyperCommand
 
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError, UsageError
@@ -88,7 +90,48 @@ class SchemaName(StrEnum):
     recipe = "recipe"
 
 
-ModelPath: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False)]
+class _Command(TyperCommand):
+    """A verb that refuses an option given twice, rather than forget the first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as always, once it is known that nothing is said twice."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        given = Counter(
+            param.opts[-1]
+            for param in order
+            if not (param.multiple or getattr(param, "is_flag", True))
+        )
+        for name, count in given.items():
+            if count > 1:
+                raise UsageError(f"{name} is given {count} times", hint="give it once")
+        return super().parse_args(ctx, args)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a number") from None
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads whole numbers of ``least`` or more."""
+
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise typer.BadParameter(f"'{text}' is not a whole number") from None
+        if value < least:
+            raise typer.BadParameter(f"'{text}' is less than {least}")
+        return value
+
+    return whole
+
+
+ModelPath: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)
+]
 Shapes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -102,7 +145,9 @@ DataPath: TypeAlias = Annotated[
     Path | None,
     typer.Option("--data", metavar="FILE.npz", help="Inputs to run the models on."),
 ]
-Seed: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="For everything random.")]
+Seed: TypeAlias = Annotated[
+    int, typer.Option("--seed", parser=_whole(0), metavar="N", help="For everything random.")
+]
 AttentionMode: TypeAlias = Annotated[
     Attention,
     typer.Option(
@@ -145,7 +190,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Show what can be pruned and what cannot.")
 def inspect(
     model: ModelPath,
     *,
@@ -205,13 +250,15 @@ def inspect(
             show(details or inspect_report(report, operators, verbose=verbose))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Prune, prove, and write a smaller model.")
 def shrink(
     model: ModelPath,
     *,
     ratio: Annotated[
         float | None,
-        typer.Option("--ratio", metavar="R", help="Share of channels to remove, 0 <= R < 1."),
+        typer.Option(
+            "--ratio", parser=_number, metavar="R", help="Share of channels to remove, 0 <= R < 1."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -229,15 +276,21 @@ def shrink(
     ] = Method.auto,
     round_to: Annotated[
         int,
-        typer.Option("--round-to", min=1, metavar="N", help="Leave multiples of N channels."),
+        typer.Option(
+            "--round-to", parser=_whole(1), metavar="N", help="Leave multiples of N channels."
+        ),
     ] = 1,
     min_channels: Annotated[
         int,
-        typer.Option("--min-channels", min=1, metavar="N", help="Leave N in every group."),
+        typer.Option(
+            "--min-channels", parser=_whole(1), metavar="N", help="Leave N in every group."
+        ),
     ] = 1,
     max_ratio: Annotated[
         float,
-        typer.Option("--max-ratio", metavar="R", help="Most of one group that global takes."),
+        typer.Option(
+            "--max-ratio", parser=_number, metavar="R", help="Most of one group that global takes."
+        ),
     ] = 0.9,
     ignore: Annotated[
         list[str] | None,
@@ -266,14 +319,19 @@ def shrink(
     ] = Level.full,
     max_drift: Annotated[
         float | None,
-        typer.Option("--max-drift", metavar="X", help="Most relative L2 difference allowed."),
+        typer.Option(
+            "--max-drift", parser=_number, metavar="X", help="Most relative L2 difference allowed."
+        ),
     ] = None,
     min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", metavar="X", help="Least cosine allowed.")
+        float | None,
+        typer.Option("--min-cosine", parser=_number, metavar="X", help="Least cosine allowed."),
     ] = None,
     min_top1: Annotated[
         float | None,
-        typer.Option("--min-top1", metavar="X", help="Least share of equal top-1 classes."),
+        typer.Option(
+            "--min-top1", parser=_number, metavar="X", help="Least share of equal top-1 classes."
+        ),
     ] = None,
     data: DataPath = None,
     input_shape: Shapes = None,
@@ -350,10 +408,14 @@ def shrink(
             show(shrink_report(report, verbose=verbose))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Measure how far two models are apart.")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="The reference, an .onnx file.", show_default=False)
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", help="The .onnx file to compare.", show_default=False)
+    ],
     *,
     data: DataPath = None,
     input_shape: Shapes = None,
@@ -386,9 +448,9 @@ def compare(
             show(compare_report(report))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Print a JSON Schema.")
 def schema(
-    name: Annotated[SchemaName, typer.Argument(show_default=False)],
+    name: Annotated[SchemaName, typer.Argument(metavar="NAME", show_default=False)],
 ) -> None:
     """Print the JSON Schema of what --json prints, or of a recipe."""
     from importlib.resources import files
@@ -410,6 +472,8 @@ def _shapes(given: Sequence[str] | None) -> dict[str, Shape]:
         sizes = spelled.lower().split("x") if spelled else []
         if not name or not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
             raise UsageError(f"--input-shape {text} is not NAME:1x3x224x224")
+        if name in shapes:
+            raise UsageError(f"--input-shape gives two shapes for '{name}'", hint="give one")
         shapes[name] = tuple(map(int, sizes))
     return shapes
 
@@ -420,11 +484,14 @@ def _ratios(given: Sequence[str] | None) -> dict[str, float]:
     for text in given or ():
         pattern, _, spelled = text.rpartition("=")
         try:
-            ratios[pattern] = float(spelled)
+            ratio = float(spelled)
         except ValueError:
             pattern = ""
         if not pattern:
             raise UsageError(f"--ratio-for {text} is not GLOB=R", hint="--ratio-for 'layer4*=0.3'")
+        if pattern in ratios:
+            raise UsageError(f"--ratio-for gives two ratios for '{pattern}'", hint="give one")
+        ratios[pattern] = ratio
     return ratios
 
 
@@ -481,7 +548,7 @@ def _said(error: BaseException) -> tuple[str, int]:
         case MemoryError():
             return "not enough memory for this model", _OUR_BUG
     if isinstance(error, _ClickError):
-        return error.format_message(), _USAGE
+        return error.format_message().replace("Value error, ", ""), _USAGE
     what = f"{type(error).__name__}: {error}"
     return f"internal error: {what} (please report it; --debug shows more)", _OUR_BUG
 

@@ -31,7 +31,7 @@ from onnxprune.request import (
 )
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
-from onnxprune.select import PruningPlan
+from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
@@ -56,8 +56,8 @@ def shrink(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 0.9,
-    ignore: Sequence[str] = (),
-    only: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
@@ -85,8 +85,8 @@ def shrink(
         round_to: Units left are a multiple of this.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
-        ignore: Patterns of nodes and tensors whose groups are kept whole.
-        only: Patterns; all other groups are kept whole.
+        ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
+        only: Pattern or patterns; all other groups are kept whole.
         ratio_for: Another ratio for the groups that match a pattern.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
@@ -127,7 +127,7 @@ def shrink(
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
-            tuple(ignore), tuple(only), dict(ratio_for or {}), attention, allow_norm,
+            patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed,
         )  # fmt: skip
         with clock.stage("load"):
@@ -196,10 +196,10 @@ def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None) -> str:
     if not ratio:
         return "the ratio is 0" if ratio is not None else "the recipe removes nothing"
     if all(plan.why[group.id].startswith("kept") for group in plan.graph.prunable):
-        return "--ignore and --only keep every group"
+        return "ignore and only keep every group"
     if round_to > 1:
-        return f"ratio {ratio:g} and --round-to {round_to} leave every group whole"
-    return f"ratio {ratio:g} is less than one channel of every group, or --min-channels keeps them"
+        return f"ratio {ratio:g} and round-to {round_to} leave every group whole"
+    return f"ratio {ratio:g} is less than one channel of every group, or min-channels keeps them"
 
 
 def _with_recipe(

@@ -30,7 +30,7 @@ class Importance(Mapping[int, Float64Array]):
         why: Why that method, in words.
     """
 
-    by_group: Mapping[int, Float64Array]
+    by_group: Mapping[int, Float64Array] = field(repr=False)
     method: str
     why: str = ""
 

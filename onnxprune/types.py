@@ -45,8 +45,8 @@ class WeightAxis:
     input_index: int
     view: Shape
     axes: tuple[int, ...]
-    index: IntArray
-    unit: IntArray
+    index: IntArray = field(repr=False)
+    unit: IntArray = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class ChannelGroup:
     size: int
     width: int
     unit: str
-    classes: IntArray
-    cells: tuple[IntArray, ...]
+    classes: IntArray = field(repr=False)
+    cells: tuple[IntArray, ...] = field(repr=False)
     producers: tuple[WeightAxis, ...]
     consumers: tuple[WeightAxis, ...]
     parameters: tuple[WeightAxis, ...]
@@ -129,7 +129,7 @@ class ModelStats:
     macs: int
     bytes: int
     channels: int
-    layers: tuple[LayerStats, ...] = ()
+    layers: tuple[LayerStats, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,5 +267,5 @@ class Report:
     seconds: Mapping[str, float]
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
-    recipe: Mapping[str, object] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict, repr=False)
     written: tuple[Path, ...] = ()

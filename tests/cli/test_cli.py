@@ -265,6 +265,18 @@ def test_input_shape_may_have_a_colon_in_its_name(call: Call) -> None:
     assert ran.json()["stand_ins"] == {"x:0": [5, 3, 8, 8]}
 
 
+def test_option_without_effect_is_a_warning(call: Call) -> None:
+    ran = call(
+        "shrink", "chain.onnx", "--ratio", 0.5, "--max-ratio", 0.8, "--ratio-for", "head=0.1"
+    )
+    assert ran.code == 0
+    assert ran.err.splitlines() == [
+        "warning: max-ratio 0.8 has no effect: it is for scope global",
+        "warning: ratio-for 'head' matches no channels that can go: "
+        "reaches output 'y' through Gemm 'y'",
+    ]
+
+
 def test_version_and_help_go_to_stdout(call: Call) -> None:
     assert call("--version").out == f"onnxprune {onnxprune.__version__}\n"
     assert "shrink" in call("--help").out
@@ -285,7 +297,7 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink",), "Missing argument"),
         (2, ("shrink", "chain.onnx"), "give one of --ratio and --recipe"),
         (2, ("shrink", "chain.onnx", "--ratio"), "--ratio"),
-        (2, ("shrink", "chain.onnx", "--ratio", "half"), "--ratio"),
+        (2, ("shrink", "chain.onnx", "--ratio", "half"), "'--ratio': 'half' is not a number"),
         (2, ("shrink", "chain.onnx", "--ratio", "1"), "ratio is 1"),
         (2, ("shrink", "chain.onnx", "--ratio", "-0.5"), "ratio is -0.5"),
         (2, ("shrink", "chain.onnx", "--ratio", "nan"), "ratio is nan"),
@@ -296,17 +308,20 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink", "chain.onnx", "--recipe", "no.onnx"), "cannot read recipe: no such file"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--scope", "global"), "--scope cannot"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--round-to", "8"), "--round-to cannot"),
-        (2, (*SHRINK, "--scope", "all"), "--scope"),
+        (2, (*SHRINK, "--scope", "all"), "'--scope': 'all' is not one of 'local', 'global'"),
         (2, (*SHRINK, "--importance", "magic"), "--importance"),
-        (2, (*SHRINK, "--round-to", "0"), "--round-to"),
-        (2, (*SHRINK, "--round-to", "x"), "--round-to"),
+        (2, (*SHRINK, "--round-to", "0"), "'--round-to': '0' is less than 1"),
+        (2, (*SHRINK, "--round-to", "1.5"), "'--round-to': '1.5' is not a whole number"),
         (2, (*SHRINK, "--min-channels", "0"), "--min-channels"),
         (2, (*SHRINK, "--max-ratio", "1.5"), "max-ratio is 1.5"),
-        (2, (*SHRINK, "--ignore", "nothing*"), "--ignore nothing* matches no node"),
-        (2, (*SHRINK, "--only", "nothing"), "--only nothing matches no node"),
+        (2, (*SHRINK, "--ignore", "nothing*"), "ignore 'nothing*' matches no node"),
+        (2, (*SHRINK, "--only", "nothing"), "only 'nothing' matches no node"),
         (2, (*SHRINK, "--ratio-for", "w0"), "--ratio-for w0 is not GLOB=R"),
         (2, (*SHRINK, "--ratio-for", "=0.5"), "--ratio-for =0.5 is not GLOB=R"),
-        (2, (*SHRINK, "--ratio-for", "w0=2"), "--ratio-for w0=2"),
+        (2, (*SHRINK, "--ratio-for", "w0=2"), "ratio-for 'w0': the ratio is 2"),
+        (2, (*SHRINK, "--ratio-for", "w0=.1", "--ratio-for", "w0=.2"), "gives two ratios for 'w0'"),
+        (2, (*SHRINK, "--ratio", "0.3"), "--ratio is given 2 times"),
+        (2, (*SHRINK, "-o", "a.onnx", "--output", "b.onnx"), "--output is given 2 times"),
         (2, (*SHRINK, "--restore", "refit"), "--restore"),
         (2, (*SHRINK, "--verify", "some"), "--verify"),
         (2, (*SHRINK, "--verify", "twin", "--max-drift", "1"), "--max-drift needs --verify full"),
@@ -315,6 +330,11 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "--input-shape", "x"), "is not NAME:1x3x224x224"),
         (2, (*SHRINK, "--input-shape", "x:1xtwo"), "is not NAME:1x3x224x224"),
         (2, (*SHRINK, "--input-shape", "x:0x3x8x8"), "is not NAME:1x3x224x224"),
+        (
+            2,
+            (*SHRINK, "--input-shape", "x:1x3x8x8", "--input-shape", "x:1x3x8x8"),
+            "--input-shape gives two shapes for 'x'",
+        ),
         (2, (*SHRINK, "--input-shape", "z:1x3x8x8"), "the model has no input 'z'"),
         (2, (*SHRINK, "--input-shape", "x:1x3x8"), "has 4 dimensions, 3 were given"),
         (2, (*SHRINK, "--input-shape", "x:2x3x8x8"), "is fixed at 1, not 2"),
