@@ -90,12 +90,22 @@ class DependencyGraph:
             name: Number of a group, or a weight, node or other tensor of the model.
 
         Returns:
-            What it makes; if nothing, what it reads or rides along with; else, in order, the
-            prunable groups whose channels pass there. Empty if there are none.
+            What it makes; if nothing, what it reads or rides along with; if nothing, the prunable
+            groups whose channels pass there, or what the node that writes the tensor makes.
         """
         for group in self.groups:
             if name in (str(group.id), f"group {group.id}"):
                 return (group,)
+        tensors = [out for node in self.graph.nodes if node.label == name for out in node.outputs]
+        maker = self.graph.producer.get(name)
+        return (
+            self._using(name)
+            or self._carried(tensors or [name])
+            or (self._using(maker.label) if maker is not None else ())
+        )
+
+    def _using(self, name: str) -> tuple[ChannelGroup, ...]:
+        """Groups with a weight or node of that name: as a producer if there are such."""
         for axes in (
             lambda group: group.producers,
             lambda group: (*group.consumers, *group.parameters),
@@ -103,8 +113,7 @@ class DependencyGraph:
             found = [g for g in self.groups if any(name in (a.tensor, a.node) for a in axes(g))]
             if found:
                 return tuple(found)
-        tensors = [out for node in self.graph.nodes if node.label == name for out in node.outputs]
-        return self._carried(tensors or [name])
+        return ()
 
     def _carried(self, tensors: Sequence[str]) -> tuple[ChannelGroup, ...]:
         """Prunable groups whose channels are in some tensors."""

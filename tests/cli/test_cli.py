@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -181,8 +182,7 @@ def test_group_is_found_by_any_of_its_members(name: str, groups: Sequence[int], 
     ran = call("inspect", "chain.onnx", "--group", name, "--json")
     assert [group["id"] for group in ran.json()["groups"]] == groups  # type: ignore[attr-defined]  # JSON
     plain = call("inspect", "chain.onnx", "--group", name).out
-    assert [int(line.split()[1][:-1]) for line in plain.splitlines() if ": " in line and
-            line.startswith("group ")] == groups  # fmt: skip
+    assert re.findall(r"^group (\d+):", plain, re.MULTILINE) == [str(group) for group in groups]
 
 
 def test_piped_tables_neither_wrap_nor_end_in_blanks(call: Call) -> None:

@@ -164,6 +164,13 @@ def test_inspect_with_names_lists_every_weight_and_node() -> None:
             assert axis.node in out.getvalue()
 
 
+def test_group_is_found_by_the_tensor_its_node_writes() -> None:
+    graph, _ = inspect(MODELS / "fashion_vit.onnx")
+    assert [group.id for group in graph.named("logits")] == [11]  # frozen: no labels are left
+    assert [group.id for group in graph.named("/head/Gemm")] == [11]
+    assert graph.named("nothing") == ()
+
+
 def test_inspect_counts_heads() -> None:
     _, report = inspect(MODELS / "fashion_vit.onnx")
     assert "4 heads of 48" in printed(inspect_report(report))
