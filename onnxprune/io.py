@@ -757,6 +757,8 @@ def _check_output(model: Model, target: Path, force: bool) -> None:
     if target.exists() and not target.is_file():
         raise UsageError(f"'{target}' is not a regular file", hint="choose another output")
     if os.path.lexists(target) and not force:
-        raise UsageError(f"'{target}' exists", hint="give --force to overwrite it")
+        raise UsageError(
+            f"'{target}' exists", hint="give --force to overwrite it, in Python force=True"
+        )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UsageError(f"folder '{target.parent}' is not writable", hint="choose another output")

@@ -189,7 +189,9 @@ def check_outputs(
         if not path.parent.is_dir():
             raise UsageError(f"folder '{path.parent}' does not exist", hint="create it first")
         if os.path.lexists(path) and not force:
-            raise UsageError(f"'{path}' exists", hint="give --force to overwrite it")
+            raise UsageError(
+                f"'{path}' exists", hint="give --force to overwrite it, in Python force=True"
+            )
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise UsageError(
                 f"folder '{path.parent}' is not writable", hint="choose another output"

@@ -44,6 +44,8 @@ _ELEMENT_TYPE = {
     "bool": onnx.TensorProto.BOOL,
     "string": onnx.TensorProto.STRING,
 }
+# The way out for a model that cannot be run here.
+UNPROVED = "shrink --verify none writes the result without a proof"
 _FATAL = 4  # ONNX Runtime's log severity that lets only fatal errors through.
 _LONGEST_REASON = 400
 
@@ -132,7 +134,7 @@ def session(model: Model, *, optimise: bool = True, threads: int | None = None) 
     odd = [name for name, dtype in inputs.items() if dtype is None]
     if odd:
         reason = f"input '{odd[0]}' is not a tensor that can be fed from numpy"
-        raise RuntimeUnavailable(reason, reason=reason, hint="--verify none")
+        raise RuntimeUnavailable(reason, reason=reason, hint=UNPROVED)
     outputs = {value.name: _numpy_type(value.type) for value in raw.get_outputs()}
     return Session(
         inputs={name: dtype for name, dtype in inputs.items() if dtype is not None},

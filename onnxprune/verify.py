@@ -20,7 +20,7 @@ from onnxprune.data import Data
 from onnxprune.drift import measure_drift
 from onnxprune.feeds import Batch, spell
 from onnxprune.io import Model, skeleton
-from onnxprune.runtime import RuntimeUnavailable, cannot_run, session
+from onnxprune.runtime import UNPROVED, RuntimeUnavailable, cannot_run, session
 from onnxprune.types import AnyArray, Drift, Float64Array, Limits, TwinResult, Verdict
 
 TWIN_TOLERANCE = 1e-4  # of the output's scale
@@ -135,8 +135,7 @@ def _require_runnable(original: Model, data: Data) -> None:
         for batch in data.probes:
             loaded.run(batch)
     except RuntimeUnavailable as error:
-        hint = "--verify none writes the result without a proof"
-        raise cannot_run(error, original, hint=hint) from error
+        raise cannot_run(error, original, hint=UNPROVED) from error
 
 
 # ------------------------------------------------------------------------------ masked twin

@@ -32,7 +32,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     cut = sum(group.kept < group.size for group in report.groups)
     free = sum(group.frozen is None for group in report.groups)
     yield _line(
-        f"{len(report.groups)} channel groups: {cut} cut, {free - cut} left whole, "
+        f"{_groups(report)}: {cut} cut, {free - cut} left whole, "
         f"{len(report.groups) - free} frozen · importance {report.importance}"
         + (f" ({report.importance_why})" if report.importance_why else "")
     )
@@ -55,8 +55,7 @@ def inspect_report(
     free = sum(group.frozen is None for group in report.groups)
     how = f"importance auto: {report.importance} ({report.importance_why})"
     yield _line(
-        f"{len(report.groups)} channel groups, {free} can be pruned · "
-        + (how if free else report.importance_why)
+        f"{_groups(report)}, {free} can be pruned · " + (how if free else report.importance_why)
     )
     yield _line(f"{_totals(report.before)} · at {_shapes(report)}")
 
@@ -235,6 +234,10 @@ def _totals(stats: ModelStats) -> str:
         f"{number(stats.params)} params · {number(stats.macs)} MACs · {_size(stats.bytes)} · "
         f"{stats.channels} channels"
     )
+
+
+def _groups(report: Report) -> str:
+    return f"{len(report.groups)} channel group{'s' if len(report.groups) != 1 else ''}"
 
 
 def _shapes(report: Report) -> str:

@@ -195,7 +195,7 @@ def test_model_that_is_all_frozen_says_why_in_the_summary() -> None:
     )
     _, report = inspect(model)
     line = printed(inspect_report(report)).splitlines()[-2]
-    assert line.startswith("1 channel groups, 0 can be pruned · nothing can be pruned: its only")
+    assert line.startswith("1 channel group, 0 can be pruned · nothing can be pruned: its only")
 
 
 def test_operator_without_a_rule_is_said_to_freeze() -> None:
