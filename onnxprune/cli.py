@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 
 import typer
+from typer.core import TyperCommand
 
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.terminal import print_json, session, show, write
+from onnxprune.terminal import discard_output, print_json, printing, session, show
 
 if TYPE_CHECKING:
     from onnxprune.groups import DependencyGraph
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _OUR_BUG = 1
 _USAGE = 2
+_ORDERS_TO_END = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 # typer brings its own click or takes the one that is installed: ask it for the class.
 _ClickError: type[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -85,7 +90,48 @@ class SchemaName(StrEnum):
     recipe = "recipe"
 
 
-ModelPath: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False)]
+class _Command(TyperCommand):
+    """A verb that refuses an option given twice, rather than forget the first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as always, once it is known that nothing is said twice."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        given = Counter(
+            param.opts[-1]
+            for param in order
+            if not (param.multiple or getattr(param, "is_flag", True))
+        )
+        for name, count in given.items():
+            if count > 1:
+                raise UsageError(f"{name} is given {count} times", hint="give it once")
+        return super().parse_args(ctx, args)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a number") from None
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads whole numbers of ``least`` or more."""
+
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise typer.BadParameter(f"'{text}' is not a whole number") from None
+        if value < least:
+            raise typer.BadParameter(f"'{text}' is less than {least}")
+        return value
+
+    return whole
+
+
+ModelPath: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)
+]
 Shapes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -99,7 +145,9 @@ DataPath: TypeAlias = Annotated[
     Path | None,
     typer.Option("--data", metavar="FILE.npz", help="Inputs to run the models on."),
 ]
-Seed: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="For everything random.")]
+Seed: TypeAlias = Annotated[
+    int, typer.Option("--seed", parser=_whole(0), metavar="N", help="For everything random.")
+]
 AttentionMode: TypeAlias = Annotated[
     Attention,
     typer.Option(
@@ -125,7 +173,8 @@ Debug: TypeAlias = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"onnxprune {__version__}")
+        with printing():
+            typer.echo(f"onnxprune {__version__}")
         raise typer.Exit
 
 
@@ -141,13 +190,15 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Show what can be pruned and what cannot.")
 def inspect(
     model: ModelPath,
     *,
     group: Annotated[
         str | None,
-        typer.Option("--group", metavar="NAME", help="Show one group, by number, tensor or node."),
+        typer.Option(
+            "--group", metavar="NAME", help="Show the groups of a tensor or node, or by number."
+        ),
     ] = None,
     ops: Annotated[
         bool, typer.Option("--ops", help="Show the model's operators and how each is treated.")
@@ -178,31 +229,36 @@ def inspect(
             allow_norm=allow_norm,
             progress=progress,
         )
-        chosen = None if group is None else _group(graph, group)
+        chosen = None if group is None else _groups(graph, group)
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
+            from onnxprune.io import write_texts
             from onnxprune.report.tables import groups_csv
 
             check_sources(graph.graph.model, csv)
-            write(csv, groups_csv(report.groups))
-    if json:
-        from onnxprune.report.build import as_json, only_group
+            write_texts({csv: groups_csv(report.groups)})
+    with printing(*([] if csv is None else [csv])):
+        if json:
+            from onnxprune.report.build import as_json, only_groups
 
-        shown = report if chosen is None else only_group(report, chosen.id)
-        print_json(as_json(shown, operators))
-    elif not quiet:
-        from onnxprune.report.tables import group_detail, inspect_report
+            shown = report if chosen is None else only_groups(report, chosen)
+            print_json(as_json(shown, operators))
+        elif not quiet:
+            from onnxprune.report.tables import group_details, inspect_report
 
-        show(inspect_report(report, operators) if chosen is None else group_detail(graph, chosen))
+            details = None if chosen is None else group_details(graph, chosen)
+            show(details or inspect_report(report, operators, verbose=verbose))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Prune, prove, and write a smaller model.")
 def shrink(
     model: ModelPath,
     *,
     ratio: Annotated[
         float | None,
-        typer.Option("--ratio", metavar="R", help="Share of channels to remove, 0 <= R < 1."),
+        typer.Option(
+            "--ratio", parser=_number, metavar="R", help="Share of channels to remove, 0 <= R < 1."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -220,15 +276,21 @@ def shrink(
     ] = Method.auto,
     round_to: Annotated[
         int,
-        typer.Option("--round-to", min=1, metavar="N", help="Leave multiples of N channels."),
+        typer.Option(
+            "--round-to", parser=_whole(1), metavar="N", help="Leave multiples of N channels."
+        ),
     ] = 1,
     min_channels: Annotated[
         int,
-        typer.Option("--min-channels", min=1, metavar="N", help="Leave N in every group."),
+        typer.Option(
+            "--min-channels", parser=_whole(1), metavar="N", help="Leave N in every group."
+        ),
     ] = 1,
     max_ratio: Annotated[
         float,
-        typer.Option("--max-ratio", metavar="R", help="Most of one group that global takes."),
+        typer.Option(
+            "--max-ratio", parser=_number, metavar="R", help="Most of one group that global takes."
+        ),
     ] = 0.9,
     ignore: Annotated[
         list[str] | None,
@@ -257,14 +319,19 @@ def shrink(
     ] = Level.full,
     max_drift: Annotated[
         float | None,
-        typer.Option("--max-drift", metavar="X", help="Most relative L2 difference allowed."),
+        typer.Option(
+            "--max-drift", parser=_number, metavar="X", help="Most relative L2 difference allowed."
+        ),
     ] = None,
     min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", metavar="X", help="Least cosine allowed.")
+        float | None,
+        typer.Option("--min-cosine", parser=_number, metavar="X", help="Least cosine allowed."),
     ] = None,
     min_top1: Annotated[
         float | None,
-        typer.Option("--min-top1", metavar="X", help="Least share of equal top-1 classes."),
+        typer.Option(
+            "--min-top1", parser=_number, metavar="X", help="Least share of equal top-1 classes."
+        ),
     ] = None,
     data: DataPath = None,
     input_shape: Shapes = None,
@@ -330,20 +397,25 @@ def shrink(
             force=force,
             progress=progress,
         )
-    if json:
-        from onnxprune.report.build import as_json
+    with printing(*report.written):
+        if json:
+            from onnxprune.report.build import as_json
 
-        print_json(as_json(report))
-    elif not quiet:
-        from onnxprune.report.tables import shrink_report
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import shrink_report
 
-        show(shrink_report(report, verbose=verbose))
+            show(shrink_report(report, verbose=verbose))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Measure how far two models are apart.")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="The reference, an .onnx file.", show_default=False)
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", help="The .onnx file to compare.", show_default=False)
+    ],
     *,
     data: DataPath = None,
     input_shape: Shapes = None,
@@ -365,26 +437,28 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    if json:
-        from onnxprune.report.build import as_json
+    with printing():
+        if json:
+            from onnxprune.report.build import as_json
 
-        print_json(as_json(report))
-    elif not quiet:
-        from onnxprune.report.tables import compare_report
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import compare_report
 
-        show(compare_report(report))
+            show(compare_report(report))
 
 
-@app.command()
+@app.command(cls=_Command, short_help="Print a JSON Schema.")
 def schema(
-    name: Annotated[SchemaName, typer.Argument(show_default=False)],
+    name: Annotated[SchemaName, typer.Argument(metavar="NAME", show_default=False)],
 ) -> None:
     """Print the JSON Schema of what --json prints, or of a recipe."""
     from importlib.resources import files
 
     # Read here, not through `report.schemas`, which would import pydantic for nothing.
     stored = files("onnxprune").joinpath("schemas", f"{name.value}.json")
-    sys.stdout.write(stored.read_text("utf-8"))
+    with printing():
+        sys.stdout.write(stored.read_text("utf-8"))
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -398,6 +472,8 @@ def _shapes(given: Sequence[str] | None) -> dict[str, Shape]:
         sizes = spelled.lower().split("x") if spelled else []
         if not name or not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
             raise UsageError(f"--input-shape {text} is not NAME:1x3x224x224")
+        if name in shapes:
+            raise UsageError(f"--input-shape gives two shapes for '{name}'", hint="give one")
         shapes[name] = tuple(map(int, sizes))
     return shapes
 
@@ -408,11 +484,14 @@ def _ratios(given: Sequence[str] | None) -> dict[str, float]:
     for text in given or ():
         pattern, _, spelled = text.rpartition("=")
         try:
-            ratios[pattern] = float(spelled)
+            ratio = float(spelled)
         except ValueError:
             pattern = ""
         if not pattern:
             raise UsageError(f"--ratio-for {text} is not GLOB=R", hint="--ratio-for 'layer4*=0.3'")
+        if pattern in ratios:
+            raise UsageError(f"--ratio-for gives two ratios for '{pattern}'", hint="give one")
+        ratios[pattern] = ratio
     return ratios
 
 
@@ -423,13 +502,14 @@ def _refuse_beside_recipe(**given: object) -> None:
             raise UsageError(f"--{name.replace('_', '-')} cannot go with --recipe, which fixes it")
 
 
-def _group(graph: DependencyGraph, wanted: str) -> ChannelGroup:
-    """A group by its number, or the first one made by a tensor or node."""
-    for group in graph.groups:
-        names = {name for axis in group.producers for name in (axis.tensor, axis.node)}
-        if wanted in names or wanted == str(group.id):
-            return group
-    raise UsageError(f"--group {wanted} names no channel group", hint="`inspect` lists them")
+def _groups(graph: DependencyGraph, wanted: str) -> tuple[ChannelGroup, ...]:
+    found = graph.named(wanted)
+    if not found:
+        raise UsageError(
+            f"--group {wanted} names no channel group, and none that can be pruned passes there",
+            hint="`onnxprune inspect MODEL -v` lists the names",
+        )
+    return found
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -439,8 +519,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         result = app(arguments, prog_name="onnxprune", standalone_mode=False)
     except BrokenPipeError:
         # Whoever read the output has gone: that is no error of ours.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
@@ -469,13 +548,23 @@ def _said(error: BaseException) -> tuple[str, int]:
         case MemoryError():
             return "not enough memory for this model", _OUR_BUG
     if isinstance(error, _ClickError):
-        return error.format_message(), _USAGE
+        return error.format_message().replace("Value error, ", ""), _USAGE
     what = f"{type(error).__name__}: {error}"
     return f"internal error: {what} (please report it; --debug shows more)", _OUR_BUG
 
 
+def _interrupt(*_: object) -> NoReturn:
+    """Take an order to end as an interruption, once: what cleans up is not to be ended itself."""
+    for number in _ORDERS_TO_END:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> NoReturn:
     """Entry point of the ``onnxprune`` command."""
+    for number in _ORDERS_TO_END:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _interrupt)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # started with it closed, as daemons do
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (as long as we run)
@@ -483,6 +572,8 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character still prints
     code = run()
-    with suppress(BrokenPipeError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        discard_output()
     sys.exit(code)

@@ -18,7 +18,7 @@ from onnxprune.ops.registry import macs_of
 from onnxprune.prepare import prepare
 from onnxprune.runs import movement_view
 from onnxprune.shapes import Environment, environment
-from onnxprune.types import IntArray, LayerStats, ModelStats, Shape
+from onnxprune.types import IntArray, LayerStats, ModelStats
 
 _T = onnx.TensorProto
 # Integers that are weights only behind a DequantizeLinear; else shapes, indices and the like.
@@ -47,12 +47,6 @@ def stats_after(graph: DependencyGraph, model: Model, keep: Mapping[int, IntArra
     prepared = prepare(model)
     env = environment(prepared, graph.stand_ins)
     return _stats(model, prepared, env, channels(graph, keep))
-
-
-def stats_of(model: Model, inputs: Mapping[str, Shape]) -> ModelStats:
-    """Cost of any model at given input shapes; without an analysis, channels are not counted."""
-    prepared = prepare(model)
-    return _stats(model, prepared, environment(prepared, inputs), 0)
 
 
 def _stats(model: Model, graph: Graph, env: Environment, width: int) -> ModelStats:

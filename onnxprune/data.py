@@ -6,7 +6,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -32,7 +32,7 @@ class Data:
         samples: Number of samples in all batches.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[Batch] = field(repr=False)
     label: str
     random: bool
     samples: int

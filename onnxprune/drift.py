@@ -26,13 +26,22 @@ def measure_drift(original: Model, pruned: Model | Session, data: Data) -> dict[
     Raises:
         VerificationError: ONNX Runtime cannot run one of them.
     """
-    try:
+    other = original if isinstance(pruned, Session) else pruned
+    with _named(original):
         before = session(original)
+    with _named(other):
         after = pruned if isinstance(pruned, Session) else session(pruned)
-        with _quiet_polygraphy():
-            return _measure(before, after, data.batches)
+    with _quiet_polygraphy():
+        return _measure(_AsOnnxrt(before, original), _AsOnnxrt(after, other), data.batches)
+
+
+@contextlib.contextmanager
+def _named(model: Model) -> Iterator[None]:
+    """Say which of two models the runtime does not take."""
+    try:
+        yield
     except RuntimeUnavailable as error:
-        raise cannot_run(error) from error
+        raise cannot_run(error, model) from error
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ def _energy(array: Float64Array) -> float:
     return float(np.dot(flat, flat))
 
 
-def _measure(before: Session, after: Session, batches: Sequence[Batch]) -> dict[str, Drift]:
+def _measure(before: _AsOnnxrt, after: _AsOnnxrt, batches: Sequence[Batch]) -> dict[str, Drift]:
     """Drift of every tensor output of ``after`` from ``before``.
 
     Polygraphy compares one iteration at a time and would average; here its figures of each batch
@@ -99,7 +108,7 @@ def _measure(before: Session, after: Session, batches: Sequence[Batch]) -> dict[
 
     l2, cosine = L2CompareFunc(), CosineSimilarityCompareFunc()
     sums = {name: _Sums() for name in before.outputs if name in after.outputs}
-    with OnnxrtRunner(_AsOnnxrt(before)) as first, OnnxrtRunner(_AsOnnxrt(after)) as second:
+    with OnnxrtRunner(before) as first, OnnxrtRunner(after) as second:
         for batch in batches:
             # Polygraphy's own check of the inputs would reshape what does not fit.
             was = first.infer(batch, check_inputs=False)
@@ -147,17 +156,20 @@ def _comparable(
 class _AsOnnxrt:
     """A session in the clothes of ``onnxruntime.InferenceSession``, as ``OnnxrtRunner`` takes it.
 
-    Outputs that are no tensors do not appear.
+    Outputs that are no tensors do not appear. ``model`` is what to blame if it does not run.
     """
 
-    def __init__(self, wrapped: Session) -> None:
+    def __init__(self, wrapped: Session, model: Model) -> None:
         self._wrapped = wrapped
+        self._model = model
+        self.outputs = wrapped.outputs
 
     def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in self._wrapped.outputs]
+        return [SimpleNamespace(name=name) for name in self.outputs]
 
     def run(self, _names: None, feeds: Mapping[str, AnyArray]) -> list[AnyArray]:
-        return list(self._wrapped.run(feeds).values())
+        with _named(self._model):
+            return list(self._wrapped.run(feeds).values())
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ import onnx
 
 from onnxprune.errors import VerificationError
 from onnxprune.io import Model
-from onnxprune.runtime import RuntimeUnavailable, Session, session
+from onnxprune.runtime import UNPROVED, RuntimeUnavailable, Session, session
 from onnxprune.types import AnyArray, Shape
 
 Batch = Mapping[str, AnyArray]
 
 _INT_RANGES = (100, 10, 2)  # Exclusive upper ends; the runtime says which one is a valid index.
-_NEEDS_DATA = "give real inputs with --data FILE.npz, or skip the check with --verify none"
+_NEEDS_DATA = "give real inputs with --data FILE.npz, or skip the check by shrink --verify none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def inputs_of(model: Model) -> tuple[Input, ...]:
             raise VerificationError(
                 f"input '{value.name}' is a {(kind or 'untyped value').removesuffix('_type')}, "
                 "not a tensor: the model cannot be run here",
-                hint="--verify none",
+                hint=UNPROVED,
             )
         tensor = value.type.tensor_type
         dims = None

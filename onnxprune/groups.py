@@ -35,7 +35,7 @@ class Constraint:
     labels: IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DependencyGraph:
     """The channel groups of a model and what ties them.
 
@@ -82,6 +82,52 @@ class DependencyGraph:
         """Whether a cut changes no normalisation's statistics, so that a twin can prove it."""
         dead = self.dead(keep).classes
         return not bool((dead & self.tracer.inexact).any())
+
+    def named(self, name: str) -> tuple[ChannelGroup, ...]:
+        """The groups a name speaks of.
+
+        Args:
+            name: Number of a group, or a weight, node or other tensor of the model.
+
+        Returns:
+            What it makes; if nothing, what it reads or rides along with; if nothing, the prunable
+            groups whose channels pass there, or what the node that writes the tensor makes.
+        """
+        for group in self.groups:
+            if name in (str(group.id), f"group {group.id}"):
+                return (group,)
+        tensors = [out for node in self.graph.nodes if node.label == name for out in node.outputs]
+        maker = self.graph.producer.get(name)
+        return (
+            self._using(name)
+            or self._carried(tensors or [name])
+            or (self._using(maker.label) if maker is not None else ())
+        )
+
+    def _using(self, name: str) -> tuple[ChannelGroup, ...]:
+        """Groups with a weight or node of that name: as a producer if there are such."""
+        for axes in (
+            lambda group: group.producers,
+            lambda group: (*group.consumers, *group.parameters),
+        ):
+            found = [g for g in self.groups if any(name in (a.tensor, a.node) for a in axes(g))]
+            if found:
+                return tuple(found)
+        return ()
+
+    def _carried(self, tensors: Sequence[str]) -> tuple[ChannelGroup, ...]:
+        """Prunable groups whose channels are in some tensors."""
+        fields_there = self.tracer.traces[0].fields
+        classes = {
+            int(-label)
+            for tensor in tensors
+            for f in fields_there.get(tensor, ())
+            for label in np.unique(self.tracer.table.classes(f))
+        }
+        return tuple(g for g in self.prunable if not classes.isdisjoint(g.classes.tolist()))
+
+    def __repr__(self) -> str:
+        return f"DependencyGraph({len(self.groups)} groups, {len(self.prunable)} can be pruned)"
 
     def __str__(self) -> str:
         lines = [f"{'group':>5}  {'size':>5}  {'unit':7}  producers -> consumers"]

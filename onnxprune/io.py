@@ -176,7 +176,10 @@ def load(path: str | Path) -> Model:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(data, str(path))
     del data  # twice the model's size until here
-    _check(Model(proto, path.parent, path=path))
+    try:
+        _check(Model(proto, path.parent, path=path))
+    except ModelError as error:
+        raise ModelError(f"'{path}': {error.message}", hint=error.hint, node=error.node) from error
     sources = (path, *validate.external_files(proto, path.parent))
     size = sum(file.stat().st_size for file in sources)
     return Model(proto, path.parent, path=path, file_bytes=size, sources=sources)
@@ -229,7 +232,7 @@ def runnable(model: Model) -> Iterator[bytes | str]:
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder, "model.onnx")
-        _write_files(model, path, path.with_name(path.name + ".data"))
+        _write_files(_model_jobs(model, path, path.with_name(path.name + ".data")))
         yield str(path)
 
 
@@ -246,22 +249,45 @@ def save(model: Model, path: str | Path, *, force: bool = False) -> int:
         UsageError: The output is the input, exists and ``force`` is not given, or cannot be
             written.
     """
+    return sum(save_with(model, path, {}, force=force).values())
+
+
+def save_with(
+    model: Model, path: str | Path, texts: Mapping[Path, str], *, force: bool = False
+) -> Mapping[Path, int]:
+    """``save``, together with text files: all of them or none.
+
+    Args:
+        model: What to write.
+        path: Where to.
+        texts: More files, by path; whether they may be overwritten is for the caller to check.
+        force: Overwrite the model's files.
+
+    Returns:
+        Bytes of each file that was written; the model itself comes last.
+
+    Raises:
+        UsageError: As in ``save``.
+    """
     path = Path(path)
     inline = len(model.sources) <= 1 and not validate.external_files(model.proto, model.directory)
     inline = inline and _length(_Writer(model).parts()) < INLINE_LIMIT
-    try:
-        _check_output(model, path, force)
-        if inline:
-            return _write_files(model, path, None)
-        data_path = path.with_name(path.name + ".data")
-        _check_output(model, data_path, force)
-        return _write_files(model, path, data_path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UsageError(
-                f"disk full while writing '{path}'", hint="nothing was kept; free some space"
-            ) from error
-        raise UsageError(f"cannot write '{path}': {error.strerror or error}") from error
+    data_path = None if inline else path.with_name(path.name + ".data")
+    for target in (path, data_path):
+        if target is not None:
+            with _named(target):
+                _check_output(model, target, force)
+    beside = {target: _text_job(text) for target, text in texts.items()}
+    return _write_files(beside | _model_jobs(model, path, data_path))
+
+
+def write_texts(texts: Mapping[Path, str]) -> Mapping[Path, int]:
+    """Write text files in UTF-8, all of them or none; bytes of each.
+
+    Raises:
+        UsageError: One cannot be written.
+    """
+    return _write_files({target: _text_job(text) for target, text in texts.items()})
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -638,35 +664,67 @@ def _write_data(out: IO[bytes], placed: Iterable[tuple[int, Weight]]) -> int:
     return end
 
 
-def _write_files(model: Model, path: Path, data_path: Path | None) -> int:
-    """Write beside the targets, then move into place: data first, as the model refers to it."""
+_Job = Callable[[IO[bytes]], int]  # writes one file, and gives the bytes written
+
+
+def _model_jobs(model: Model, path: Path, data_path: Path | None) -> dict[Path, _Job]:
+    """Data first, as the model refers to it."""
     writer = _Writer(model, data_path.name if data_path else None)
     parts = writer.parts()
-    jobs: list[tuple[Path, Callable[[IO[bytes]], int]]] = []
+    jobs: dict[Path, _Job] = {}
     if data_path is not None:
-        jobs.append((data_path, lambda out: _write_data(out, writer.placed)))
-    jobs.append((path, lambda out: _write_parts(out, parts)))
-    written = 0
-    leftovers: list[Path] = []
+        jobs[data_path] = lambda out: _write_data(out, writer.placed)
+    jobs[path] = lambda out: _write_parts(out, parts)
+    return jobs
+
+
+def _text_job(text: str) -> _Job:
+    return lambda out: out.write(text.encode())
+
+
+def _write_files(jobs: Mapping[Path, _Job]) -> Mapping[Path, int]:
+    """Write beside the targets, then move all into place, in the order given.
+
+    Whatever goes wrong, an interruption too, leaves neither temporary files nor some of the
+    targets.
+    """
+    temporary = {
+        target: target.with_name(f".onnxprune-{secrets.token_hex(8)}.tmp") for target in jobs
+    }
+    written: dict[Path, int] = {}
+    moving = done = False
     try:
-        moves = []
-        for target, write in jobs:
-            temporary = target.with_name(f".onnxprune-{secrets.token_hex(8)}.tmp")
-            leftovers.append(temporary)
-            with temporary.open("xb") as out:
-                written += write(out)
+        for target, job in jobs.items():
+            with _named(target), temporary[target].open("xb") as out:
+                written[target] = job(out)
                 out.flush()
                 os.fsync(out.fileno())
-            moves.append((temporary, target))
-        for temporary, target in moves:
-            temporary.replace(target)
-            leftovers.append(target)
-        leftovers.clear()
+        moving = True
+        for target in jobs:
+            with _named(target):
+                temporary[target].replace(target)
+        done = True
     finally:
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        for target in () if done else jobs:
+            # Once files move, a temporary file that is gone has become its target.
+            moved = moving and not temporary[target].exists()
+            (target if moved else temporary[target]).unlink(missing_ok=True)
+    for folder in {target.parent for target in jobs}:
+        _sync_folder(folder)
     return written
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Say which file an error of the system is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UsageError(
+                f"disk full while writing '{target}'", hint="nothing was kept; free some space"
+            ) from error
+        raise UsageError(f"cannot write '{target}': {error.strerror or error}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -699,6 +757,8 @@ def _check_output(model: Model, target: Path, force: bool) -> None:
     if target.exists() and not target.is_file():
         raise UsageError(f"'{target}' is not a regular file", hint="choose another output")
     if os.path.lexists(target) and not force:
-        raise UsageError(f"'{target}' exists", hint="give --force to overwrite it")
+        raise UsageError(
+            f"'{target}' exists", hint="give --force to overwrite it, in Python force=True"
+        )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UsageError(f"folder '{target.parent}' is not writable", hint="choose another output")

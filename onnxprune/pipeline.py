@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
 from onnxprune.analyse import analyse_graph
-from onnxprune.cost import stats, stats_after, stats_of
+from onnxprune.cost import stats, stats_after
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model, save
+from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
+from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import (
     AnyModel,
     Check,
@@ -31,7 +31,7 @@ from onnxprune.request import (
 )
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
-from onnxprune.select import PruningPlan
+from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
@@ -56,8 +56,8 @@ def shrink(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 0.9,
-    ignore: Sequence[str] = (),
-    only: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
@@ -85,8 +85,8 @@ def shrink(
         round_to: Units left are a multiple of this.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
-        ignore: Patterns of nodes and tensors whose groups are kept whole.
-        only: Patterns; all other groups are kept whole.
+        ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
+        only: Pattern or patterns; all other groups are kept whole.
         ratio_for: Another ratio for the groups that match a pattern.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
@@ -121,13 +121,13 @@ def shrink(
     check_level(verify, limits, data)
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
-    check_outputs(model, output, recipe_out, force=force)
+    check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
-            tuple(ignore), tuple(only), dict(ratio_for or {}), attention, allow_norm,
+            patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed,
         )  # fmt: skip
         with clock.stage("load"):
@@ -136,7 +136,7 @@ def shrink(
             check = Check(verify, limits, _given_data(data, original), seed)
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
-            raise UnsupportedModelError(_nothing_prunable(graph))
+            raise UnsupportedModelError(nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -146,10 +146,16 @@ def shrink(
         verdict = _verify(graph, plan, made, check, clock)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
-            if output is not None:
-                after = replace(after, bytes=save(made, output, force=force))
+            recipes: dict[Path, str] = {}
             if recipe_out is not None:
-                _write_recipe(Path(recipe_out), written, made, original, asked.options(method))
+                kept = written or _empty_recipe(made, original, asked.options(method))
+                recipes[Path(recipe_out)] = kept.readable()
+            files = write_texts(recipes) if output is None else save_with(
+                made, output, recipes, force=force
+            )  # fmt: skip
+            if output is not None:
+                size = sum(count for path, count in files.items() if path not in recipes)
+                after = replace(after, bytes=size)
     return made, Report(
         verb="shrink",
         input_path=str(original.path or ""),
@@ -166,6 +172,7 @@ def shrink(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
+        written=tuple(files),
     )
 
 
@@ -185,24 +192,14 @@ def _analyse(
     return found
 
 
-def _nothing_prunable(graph: DependencyGraph) -> str:
-    """Why no group may be cut, the commonest reasons first."""
-    if not graph.groups:
-        return "nothing can be pruned: no Conv, Gemm or MatMul has a constant weight"
-    reasons = Counter(group.frozen or "" for group in graph.groups)
-    shown = "; ".join(reason for reason, _ in reasons.most_common(3))
-    every = "every channel is frozen" if len(graph.groups) > 1 else "its only channels are frozen"
-    return f"nothing can be pruned: {every}: {shown}"
-
-
 def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None) -> str:
     if not ratio:
         return "the ratio is 0" if ratio is not None else "the recipe removes nothing"
     if all(plan.why[group.id].startswith("kept") for group in plan.graph.prunable):
-        return "--ignore and --only keep every group"
+        return "ignore and only keep every group"
     if round_to > 1:
-        return f"ratio {ratio:g} and --round-to {round_to} leave every group whole"
-    return f"ratio {ratio:g} is less than one channel of every group, or --min-channels keeps them"
+        return f"ratio {ratio:g} and round-to {round_to} leave every group whole"
+    return f"ratio {ratio:g} is less than one channel of every group, or min-channels keeps them"
 
 
 def _with_recipe(
@@ -215,15 +212,9 @@ def _with_recipe(
     return embed(surgery.model, written), written
 
 
-def _write_recipe(
-    path: Path, written: Recipe | None, made: Model, original: Model, options: Options
-) -> None:
-    if written is None:
-        written = build(original, Surgery(made, (), {}, (), ()), options, __version__)
-    try:
-        path.write_text(written.readable(), "utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
+def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
+    """What was asked for, where that removed nothing."""
+    return build(original, Surgery(made, (), {}, (), ()), options, __version__)
 
 
 # -- verification ----------------------------------------------------------------------------------
@@ -308,7 +299,7 @@ def inspect(
         with clock.stage("load"):
             original = as_model(model)
         graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
-        method, why = choose(graph) if graph.prunable else ("", "nothing can be pruned")
+        method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
     return graph, Report(
         verb="inspect",
         input_path=str(original.path or ""),
@@ -360,12 +351,13 @@ def compare(
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
+        other = _analyse(after, graph.stand_ins, Mode(), clock)
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
         before=stats(graph),
         output_path=str(after.path or ""),
-        after=stats_of(after, graph.stand_ins),
+        after=stats(other),
         importance="",
         importance_why="",
         exact=None,

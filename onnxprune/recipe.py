@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import ModelError, RecipeError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load, serialize
 from onnxprune.record import Copy, Mask, Removed
@@ -252,6 +252,8 @@ def read(source: Path | str | Model) -> Recipe:
         )
     except OSError as error:
         raise RecipeError(f"cannot read recipe '{path}': {error.strerror}") from error
+    except ModelError as error:
+        raise RecipeError(f"cannot read recipe: {error.message}", hint=error.hint) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"'{path}' is no recipe: it is not text") from error
     return _parse(text, str(path))
@@ -262,7 +264,8 @@ def _metadata(model: Model, name: str) -> str:
         if entry.key == METADATA_KEY:
             return str(entry.value)
     raise RecipeError(
-        f"'{name}' carries no recipe", hint="give a model that onnxprune made, or .json"
+        f"'{name}' carries no recipe: onnxprune did not make it, or cut nothing when it did",
+        hint="give a model that it cut, or the .json of --recipe-out",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,13 +144,23 @@ def check_level(level: str, limits: Limits, data: object) -> None:
             raise UsageError(f"{flag} is {value:g}", hint=f"give {low:g} <= value{upper}")
 
 
-def check_outputs(model: AnyModel, *outputs: Path | str | None, force: bool) -> None:
+def check_outputs(
+    model: AnyModel, *outputs: Path | str | None, force: bool, read: Sequence[object] = ()
+) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
+    Args:
+        model: The input.
+        outputs: Where the model goes, then other files; None for what is not written.
+        force: They may exist.
+        read: Other things that are read; those that are paths must not be overwritten.
+
     Raises:
-        UsageError: It is the input or another output, exists, or its folder does not take it.
+        UsageError: It is the input, something read or another output, exists, or its folder does
+            not take it.
     """
     source = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
+    inputs = [Path(one) for one in read if isinstance(one, str | Path)]
     seen: list[Path] = []
     for given in outputs:
         if given is None:
@@ -161,19 +171,40 @@ def check_outputs(model: AnyModel, *outputs: Path | str | None, force: bool) -> 
                 f"'{path}' is the input itself, which is never overwritten",
                 hint="choose another output",
             )
+        for other in inputs:
+            if any(_same(one, two) for one in (path, _data_of(path)) for two in _with_data(other)):
+                raise UsageError(
+                    f"writing '{path}' would overwrite '{other}', which this run reads",
+                    hint="choose another output",
+                )
         if any(_same(path, other) for other in seen):
             raise UsageError(f"'{path}' is given for two outputs")
+        if seen and _same(path, _data_of(seen[0])):
+            raise UsageError(
+                f"'{path}' is where '{seen[0]}' may keep its weights", hint="choose another name"
+            )
         seen.append(path)
         if path.is_dir():
             raise UsageError(f"'{path}' is a directory", hint="give the output a file name")
         if not path.parent.is_dir():
             raise UsageError(f"folder '{path.parent}' does not exist", hint="create it first")
         if os.path.lexists(path) and not force:
-            raise UsageError(f"'{path}' exists", hint="give --force to overwrite it")
+            raise UsageError(
+                f"'{path}' exists", hint="give --force to overwrite it, in Python force=True"
+            )
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise UsageError(
                 f"folder '{path.parent}' is not writable", hint="choose another output"
             )
+
+
+def _data_of(path: Path) -> Path:
+    """Where a model keeps its weights if they are not inside."""
+    return path.with_name(path.name + ".data")
+
+
+def _with_data(path: Path) -> tuple[Path, ...]:
+    return (path, _data_of(path)) if path.suffix == ".onnx" else (path,)
 
 
 def check_sources(model: Model, *outputs: Path | str | None) -> None:

@@ -44,6 +44,8 @@ _ELEMENT_TYPE = {
     "bool": onnx.TensorProto.BOOL,
     "string": onnx.TensorProto.STRING,
 }
+# The way out for a model that cannot be run here.
+UNPROVED = "shrink --verify none writes the result without a proof"
 _FATAL = 4  # ONNX Runtime's log severity that lets only fatal errors through.
 _LONGEST_REASON = 400
 
@@ -132,7 +134,7 @@ def session(model: Model, *, optimise: bool = True, threads: int | None = None) 
     odd = [name for name, dtype in inputs.items() if dtype is None]
     if odd:
         reason = f"input '{odd[0]}' is not a tensor that can be fed from numpy"
-        raise RuntimeUnavailable(reason, reason=reason, hint="--verify none")
+        raise RuntimeUnavailable(reason, reason=reason, hint=UNPROVED)
     outputs = {value.name: _numpy_type(value.type) for value in raw.get_outputs()}
     return Session(
         inputs={name: dtype for name, dtype in inputs.items() if dtype is not None},
@@ -151,11 +153,10 @@ def accepts(model: Model, feeds: Mapping[str, AnyArray]) -> str | None:
     return None
 
 
-def cannot_run(error: RuntimeUnavailable) -> VerificationError:
+def cannot_run(error: RuntimeUnavailable, model: Model, *, hint: str = "") -> VerificationError:
     """What to tell a user whose own model the runtime does not take."""
-    return VerificationError(
-        f"ONNX Runtime cannot run this model: {error.reason}", hint="--verify none"
-    )
+    which = "this model" if model.path is None else f"'{model.path}'"
+    return VerificationError(f"ONNX Runtime cannot run {which}: {error.reason}", hint=hint)
 
 
 def _usable_cores() -> int:

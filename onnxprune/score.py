@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Importance(Mapping[int, Float64Array]):
         why: Why that method, in words.
     """
 
-    by_group: Mapping[int, Float64Array]
+    by_group: Mapping[int, Float64Array] = field(repr=False)
     method: str
     why: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,10 +15,12 @@ from onnxprune.errors import UsageError
 from onnxprune.types import BalanceSet, Cell, ChannelGroup, Float64Array, IntArray
 
 SCOPES = ("local", "global", "isomorphic")
+MAX_RATIO = 0.9  # most that `global` takes from any one group, unless told otherwise
+_log = logging.getLogger(__name__)
 _SLACK = 1e-9  # so that 0.3 · 10 removes 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """What each group keeps, and why.
 
@@ -37,6 +40,18 @@ class PruningPlan:
         kept = sum(units.size for units in self.keep.values())
         return sum(group.size for group in self.graph.prunable) - kept
 
+    def __repr__(self) -> str:
+        units = sum(group.size for group in self.graph.prunable)
+        return f"PruningPlan({self.removes} of {units} units removed)"
+
+    def __str__(self) -> str:
+        lines = [f"{'group':>5}  {'size':>5}  {'kept':>5}  name"]
+        for group in self.graph.groups:
+            kept = self.keep[group.id].size if group.id in self.keep else group.size
+            why = f"frozen: {group.frozen}" if group.frozen else self.why.get(group.id, "")
+            lines.append(f"{group.id:>5}  {group.size:>5}  {kept:>5}  {group.name}  {why}".rstrip())
+        return "\n".join(lines)
+
 
 def select(
     graph: DependencyGraph,
@@ -46,9 +61,9 @@ def select(
     scope: str = "local",
     round_to: int = 1,
     min_channels: int = 1,
-    max_ratio: float = 0.9,
-    ignore: Sequence[str] = (),
-    only: Sequence[str] = (),
+    max_ratio: float = MAX_RATIO,
+    ignore: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
     comparable: bool = False,
     price: Mapping[int, float] | None = None,
@@ -64,8 +79,8 @@ def select(
         round_to: Units left are a multiple of this, never removing more than asked.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
-        ignore: Patterns; groups whose producers match are kept whole.
-        only: Patterns; groups without a matching producer are kept whole.
+        ignore: Pattern or patterns; groups whose producers match are kept whole.
+        only: Pattern or patterns; groups without a matching producer are kept whole.
         ratio_for: Another ratio for groups whose producers match a pattern.
         comparable: Importances compare across groups as they are; else each group's are divided
             by their mean before ``global`` ranks them.
@@ -83,7 +98,9 @@ def select(
         ranking as in DESIGN §6.
     """
     _check(ratio, scope, round_to, min_channels, max_ratio)
-    ratios, why = _ratios(graph, ratio, ignore, only, ratio_for or {})
+    if scope == "local" and max_ratio != MAX_RATIO:
+        _log.warning("max-ratio %g has no effect: it is for scope global", max_ratio)
+    ratios, why = _ratios(graph, ratio, patterns(ignore), patterns(only), ratio_for or {})
     chosen = _Chooser(graph, importance, round_to, min_channels, price or {})
     if scope != "local":
         chosen.cut_global(ratios, max_ratio, comparable=comparable, kinds=scope == "isomorphic")
@@ -95,6 +112,11 @@ def select(
         left = keep[group.id].size
         why.setdefault(group.id, f"{group.size - left} of {group.size} removed")
     return PruningPlan(graph, keep, why)
+
+
+def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several as a tuple: a string is one, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio: float) -> None:
@@ -121,44 +143,64 @@ def _ratios(
     why: dict[int, str] = {}
     for pattern, special in ratio_for.items():
         if not 0 <= special < 1:
-            raise UsageError(f"--ratio-for {pattern}={special:g}", hint="give 0 <= ratio < 1")
-        for group in _matching(graph, pattern, "--ratio-for"):
+            raise UsageError(
+                f"ratio-for '{pattern}': the ratio is {special:g}", hint="give 0 <= ratio < 1"
+            )
+        for group in _matching(graph, pattern, "ratio-for", wants_some=True):
             ratios[group.id] = special
     wanted: set[int] = set()
     for pattern in only:
-        wanted |= {group.id for group in _matching(graph, pattern, "--only")}
+        wanted |= {group.id for group in _matching(graph, pattern, "only", wants_some=True)}
     for group in graph.prunable:
         if only and group.id not in wanted:
             ratios[group.id] = 0.0
-            why[group.id] = "kept: not in --only"
+            why[group.id] = "kept: no pattern of only matches"
     for pattern in ignore:
-        for group in _matching(graph, pattern, "--ignore"):
+        for group in _matching(graph, pattern, "ignore"):
             ratios[group.id] = 0.0
-            why[group.id] = f"kept: --ignore {pattern}"
+            why[group.id] = f"kept: ignore '{pattern}'"
     return ratios, why
 
 
-def _matching(graph: DependencyGraph, pattern: str, flag: str) -> list[ChannelGroup]:
+def _matching(
+    graph: DependencyGraph, pattern: str, option: str, *, wants_some: bool = False
+) -> list[ChannelGroup]:
     """Prunable groups that a pattern speaks of, by the names of producing nodes and weights.
+
+    Args:
+        graph: From ``analyse``.
+        pattern: As the shell has them.
+        option: What the pattern was given for.
+        wants_some: Warn if there are none.
 
     Raises:
         UsageError: No node or constant of the model matches.
     """
-    found = [
+    spoken_of = [
         group
-        for group in graph.prunable
+        for group in graph.groups
         if any(
             fnmatchcase(name, pattern)
             for axis in group.producers
             for name in (axis.tensor, axis.node)
         )
     ]
+    found = [group for group in spoken_of if group.frozen is None]
     if not found:
         names = [node.label for node in graph.graph.nodes]
         names += [name for node in graph.graph.nodes for name in (*node.inputs, *node.outputs)]
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
-                f"{flag} {pattern} matches no node or tensor", hint="`inspect` lists the names"
+                f"{option} '{pattern}' matches no node or tensor",
+                hint="`onnxprune inspect MODEL -v` lists the names",
+            )
+        if wants_some:
+            reasons = {group.frozen for group in spoken_of} or {"no weight of that name makes them"}
+            _log.warning(
+                "%s '%s' matches no channels that can go: %s",
+                option,
+                pattern,
+                "; ".join(map(str, reasons)),
             )
     return found
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,50 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+@contextmanager
+def printing(*files: Path) -> Iterator[None]:
+    """Write on stdout; where it fails, nothing of the run stays.
+
+    Args:
+        files: What the run has written already; an error leaves no file.
+
+    Raises:
+        UsageError: Stdout cannot be written. A reader that has gone is a ``BrokenPipeError``.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, KeyboardInterrupt) as error:
+        for path in files:
+            path.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        discard_output()
+        hint = "no file was kept" if files else ""
+        raise UsageError(f"standard output: {error.strerror or error}", hint=hint) from error
+
+
+def discard_output() -> None:
+    """Let what stdout still holds go nowhere, so that Python does not try once more at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(parts: Iterable[RenderableType]) -> None:
-    """Print tables and lines on stdout."""
+    """Print tables and lines on stdout; where that is no terminal, plain and unwrapped."""
     from onnxprune.report.tables import console
 
-    out = console(terminal=sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    out = console(terminal=terminal)
     for part in parts:
-        out.print(part)
+        if terminal:
+            out.print(part)
+            continue
+        with out.capture() as captured:
+            out.print(part)
+        sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def print_json(report: Mapping[str, object]) -> None:
@@ -29,18 +67,6 @@ def print_json(report: Mapping[str, object]) -> None:
     import json
 
     sys.stdout.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    try:
-        path.write_text(text, "utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
 
 
 class _Stderr(logging.Handler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -44,8 +45,8 @@ class WeightAxis:
     input_index: int
     view: Shape
     axes: tuple[int, ...]
-    index: IntArray
-    unit: IntArray
+    index: IntArray = field(repr=False)
+    unit: IntArray = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,8 @@ class ChannelGroup:
     size: int
     width: int
     unit: str
-    classes: IntArray
-    cells: tuple[IntArray, ...]
+    classes: IntArray = field(repr=False)
+    cells: tuple[IntArray, ...] = field(repr=False)
     producers: tuple[WeightAxis, ...]
     consumers: tuple[WeightAxis, ...]
     parameters: tuple[WeightAxis, ...]
@@ -128,7 +129,7 @@ class ModelStats:
     macs: int
     bytes: int
     channels: int
-    layers: tuple[LayerStats, ...] = ()
+    layers: tuple[LayerStats, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +205,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One group in the report. ``size`` and ``kept`` count along the producers' axis."""
+    """One group in the report.
+
+    Attributes:
+        id: As in ``ChannelGroup``.
+        size, kept: Positions along the producers' axis, before and after.
+        unit: What one unit is.
+        units: Number of units before.
+        producers, consumers: Weights that make and read the channels.
+        nodes: Nodes that use the producers.
+        frozen: Why nothing may go, or None.
+        why: What was done, or why nothing was.
+    """
 
     id: int
     size: int
     kept: int
     unit: str
+    units: int
     producers: tuple[str, ...]
+    nodes: tuple[str, ...]
     consumers: tuple[str, ...]
     frozen: str | None
     why: str = ""
@@ -236,6 +250,7 @@ class Report:
         peak_memory_bytes: Most memory the process had.
         warnings: What a person should know, in order.
         recipe: The recipe as JSON, {} where nothing was removed.
+        written: Every file that was written.
     """
 
     verb: str
@@ -252,4 +267,5 @@ class Report:
     seconds: Mapping[str, float]
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
-    recipe: Mapping[str, object] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict, repr=False)
+    written: tuple[Path, ...] = ()

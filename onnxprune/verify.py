@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import ge, le
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +20,7 @@ from onnxprune.data import Data
 from onnxprune.drift import measure_drift
 from onnxprune.feeds import Batch, spell
 from onnxprune.io import Model, skeleton
-from onnxprune.runtime import RuntimeUnavailable, cannot_run, session
+from onnxprune.runtime import UNPROVED, RuntimeUnavailable, cannot_run, session
 from onnxprune.types import AnyArray, Drift, Float64Array, Limits, TwinResult, Verdict
 
 TWIN_TOLERANCE = 1e-4  # of the output's scale
@@ -30,6 +31,7 @@ MISMATCH_TOLERANCE = 1e-3  # share of integers that may differ: an arg max over 
 _ROUNDING = 8  # units in the last place that an input is moved by to learn a model's noise
 HALF_FACTOR = 16.0  # tolerance of 16-bit models, in units of their epsilon
 _NOT_ASKED = "not asked for"
+_RANDOM = "random input, which says little about quality"
 
 
 def verify(
@@ -83,7 +85,9 @@ def verify(
         return verdict
     drift = measure_drift(original, candidate, data)
     verdict = replace(verdict, drift=drift)
-    passed = _limit_passed(drift, limits)
+    passed = _limit_passed(drift, limits, data)
+    if limits != Limits() and data.random:
+        verdict = replace(verdict, notes=(*verdict.notes, f"limits: judged on {_RANDOM}"))
     return replace(verdict, status="failed", reason=passed, ours=False) if passed else verdict
 
 
@@ -131,7 +135,7 @@ def _require_runnable(original: Model, data: Data) -> None:
         for batch in data.probes:
             loaded.run(batch)
     except RuntimeUnavailable as error:
-        raise cannot_run(error) from error
+        raise cannot_run(error, original, hint=UNPROVED) from error
 
 
 # ------------------------------------------------------------------------------ masked twin
@@ -363,18 +367,18 @@ def _base_tolerance(dtype: np.dtype[np.generic], half: float, *, lossless: bool)
 # ----------------------------------------------------------------------------------- limits
 
 
-def _limit_passed(drift: Mapping[str, Drift], limits: Limits) -> str | None:
+def _limit_passed(drift: Mapping[str, Drift], limits: Limits, data: Data) -> str | None:
     """Which limit of the user's some output passes, or None. What has no figure passes any."""
+    on = f" on {_RANDOM}" if data.random else ""
+    if limits.min_top1 is not None and all(one.top1 is None for one in drift.values()):
+        return f"your limit: --min-top1 {limits.min_top1:g}, but no output looks like classes"
     for name, one in drift.items():
-        if limits.max_drift is not None and not one.rel_l2 <= limits.max_drift:
-            return _passed_by("--max-drift", limits.max_drift, "relative L2", one.rel_l2, name)
-        if limits.min_cosine is not None and not one.cosine >= limits.min_cosine:
-            return _passed_by("--min-cosine", limits.min_cosine, "cosine", one.cosine, name)
-        if limits.min_top1 is not None and one.top1 is not None and one.top1 < limits.min_top1:
-            return _passed_by("--min-top1", limits.min_top1, "top-1 agreement", one.top1, name)
+        for flag, limit, what, found, holds in (
+            ("--max-drift", limits.max_drift, "relative L2", one.rel_l2, le),
+            ("--min-cosine", limits.min_cosine, "cosine", one.cosine, ge),
+            ("--min-top1", limits.min_top1, "top-1 agreement", one.top1, ge),
+        ):
+            if limit is not None and found is not None and not holds(found, limit):
+                measured = "cannot be measured" if math.isnan(found) else f"is {found:.4g}"
+                return f"your limit: {flag} {limit:g}, but {what} of output '{name}' {measured}{on}"
     return None
-
-
-def _passed_by(flag: str, limit: float, what: str, found: float, output: str) -> str:
-    measured = "cannot be measured" if math.isnan(found) else f"is {found:.4g}"
-    return f"your limit: {flag} {limit:g}, but {what} of output '{output}' {measured}"

@@ -69,15 +69,15 @@ def test_commands_print_what_the_readme_shows(block: str, folder: Path) -> None:
     assert program == "onnxprune"
     if "compare" in arguments:  # by itself it lacks the model that the first command writes
         shrink = shlex.split(blocks("console")[0].partition("\n")[0].removeprefix("$ "))[1:]
-        run(["-m", "onnxprune", *shrink, "--force"], folder)
-    elif "shrink" in arguments:
-        (folder / "models/fashion_vgg.pruned.onnx").unlink(missing_ok=True)
-    assert comparable(run(["-m", "onnxprune", *arguments], folder)) == comparable(shown)
+        run(["-m", "onnxprune", *shrink], folder)
+    for _ in range(2 if "shrink" in arguments else 1):  # what it wrote is not in its way
+        assert comparable(run(["-m", "onnxprune", *arguments], folder)) == comparable(shown)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_snippets_run(block: str, folder: Path) -> None:
-    assert "block1.first.conv.weight" in run(["-c", block], folder)
+    for _ in range(2):
+        assert "block1.first.conv.weight" in run(["-c", block], folder)
 
 
 def test_operator_table_is_up_to_date() -> None:

@@ -90,6 +90,8 @@ def _group(group: ChannelGroup, kept: IntArray | None, why: str) -> GroupReport:
         size=size,
         kept=left,
         unit=group.unit,
+        units=group.size,
+        nodes=_names(axis.node for axis in group.producers),
         producers=_names(axis.tensor for axis in group.producers),
         consumers=_names(axis.tensor for axis in group.consumers),
         frozen=group.frozen,
@@ -102,9 +104,10 @@ def _names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def only_group(report: Report, identifier: int) -> Report:
-    """The report with one group left in it."""
-    return replace(report, groups=tuple(g for g in report.groups if g.id == identifier))
+def only_groups(report: Report, chosen: Iterable[ChannelGroup]) -> Report:
+    """The report with some groups left in it."""
+    wanted = {group.id for group in chosen}
+    return replace(report, groups=tuple(g for g in report.groups if g.id in wanted))
 
 
 def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> dict[str, object]:
@@ -155,7 +158,9 @@ def _group_json(group: GroupReport) -> GroupJson:
         size=group.size,
         kept=group.kept,
         unit=group.unit,  # type: ignore[arg-type]  # pydantic checks it
+        units=group.units,
         producers=list(group.producers),
+        nodes=list(group.nodes),
         consumers=list(group.consumers),
         frozen=group.frozen,
         why=group.why,

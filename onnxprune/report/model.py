@@ -22,14 +22,20 @@ class StatsJson(_Part):
 
 
 class GroupJson(_Part):
-    """A channel group; ``size`` and ``kept`` count along the producers' axis."""
+    """A channel group.
+
+    ``size`` and ``kept`` count along the producers' axis; ``units`` is how many heads, groups,
+    pairs or channels that is; ``nodes`` use the producers.
+    """
 
     id: int
     name: str
     size: int
     kept: int
     unit: Literal["channel", "head", "group", "pair"]
+    units: int
     producers: list[str]
+    nodes: list[str]
     consumers: list[str]
     frozen: str | None
     why: str

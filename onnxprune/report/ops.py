@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 import onnxprune.ops  # noqa: F401  (registers the rules)
+from onnxprune.cost import stats
 from onnxprune.groups import DependencyGraph
 from onnxprune.ops.registry import Entry, entries, lookup
 from onnxprune.types import ModelStats
 
+_MOST_REASONS = 3
 NO_RULE = "no rule: what it touches is frozen"
 _BY_SCHEMA = "every element-wise operator with one input"
 
@@ -49,6 +51,27 @@ def operators_of(graph: DependencyGraph, stats: ModelStats) -> tuple[OperatorUse
 def _rule(op_type: str, domain: str, since: int) -> str | None:
     entry = lookup(op_type, domain, since)
     return None if entry is None else entry.summary
+
+
+def nothing_prunable(graph: DependencyGraph) -> str:
+    """Why no group of a model may be cut, the commonest reasons first."""
+    if graph.groups:
+        reasons = Counter(group.frozen or "" for group in graph.groups)
+        shown = "; ".join(reason for reason, _ in reasons.most_common(_MOST_REASONS))
+        every = (
+            "every channel is frozen" if len(graph.groups) > 1 else "its only channels are frozen"
+        )
+        return f"nothing can be pruned: {every}: {shown}"
+    said = "nothing can be pruned: no Conv, Gemm or MatMul has a constant weight"
+    holders = Counter(layer.op_type for layer in stats(graph).layers if layer.params)
+    domains = {(node.op_type, node.domain, node.since) for node in graph.graph.nodes}
+    without = {op for op, domain, since in domains if _rule(op, domain, since) is None}
+    found = [f"{op} ({n})" for op, n in holders.most_common() if op in without]
+    if found:
+        said += f"; operators that hold weights but have no rule: {', '.join(found)}"
+    if any(node.captures for node in graph.graph.nodes):
+        said += "; the bodies of If, Loop and Scan are not pruned"
+    return said
 
 
 def operator_table() -> str:

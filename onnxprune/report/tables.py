@@ -16,7 +16,7 @@ from onnxprune.report.ops import NO_RULE, OperatorUse
 from onnxprune.types import ChannelGroup, Drift, GroupReport, ModelStats, Report
 
 _MOST_OUTPUTS = 6
-_PIPE_WIDTH = 160  # columns where nobody says how wide the page is
+_PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
 _SPARED = 60  # characters of a name before it is shortened
 
 
@@ -32,7 +32,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     cut = sum(group.kept < group.size for group in report.groups)
     free = sum(group.frozen is None for group in report.groups)
     yield _line(
-        f"{len(report.groups)} channel groups: {cut} cut, {free - cut} left whole, "
+        f"{_groups(report)}: {cut} cut, {free - cut} left whole, "
         f"{len(report.groups) - free} frozen · importance {report.importance}"
         + (f" ({report.importance_why})" if report.importance_why else "")
     )
@@ -45,17 +45,17 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
 
 
 def inspect_report(
-    report: Report, operators: Sequence[OperatorUse] | None = None
+    report: Report, operators: Sequence[OperatorUse] | None = None, *, verbose: bool = False
 ) -> Iterable[RenderableType]:
-    """The channel groups, or the operators, and the totals."""
-    if operators is None:
-        yield group_table(report.groups, cut=False)
-    else:
+    """The channel groups, or the operators, and the totals; ``verbose`` names all that is in it."""
+    if operators is not None:
         yield _operator_table(operators)
+    elif report.groups:
+        yield group_table(report.groups, cut=False, every=verbose)
     free = sum(group.frozen is None for group in report.groups)
+    how = f"importance auto: {report.importance} ({report.importance_why})"
     yield _line(
-        f"{len(report.groups)} channel groups, {free} can be pruned · "
-        + (f"importance auto: {report.importance} ({report.importance_why})" if free else "")
+        f"{_groups(report)}, {free} can be pruned · " + (how if free else report.importance_why)
     )
     yield _line(f"{_totals(report.before)} · at {_shapes(report)}")
 
@@ -63,24 +63,48 @@ def inspect_report(
 def compare_report(report: Report) -> Iterable[RenderableType]:
     """Costs side by side, and drift."""
     assert report.after is not None
-    yield _cost_table(report.before, report.after, "first", "second", channels=False)
+    yield _cost_table(report.before, report.after, "first", "second")
     yield from _drift_lines(report)
 
 
-def group_table(groups: Sequence[GroupReport], *, cut: bool = True) -> Table:
-    """One row for each channel group; frozen ones with the reason; ``cut``: what each keeps."""
-    kept = (">kept",) if cut else ()
-    table = _table("group", "unit", ">size", *kept, "producers → consumers", "")
+def group_table(groups: Sequence[GroupReport], *, cut: bool = True, every: bool = False) -> Table:
+    """One row for each channel group; frozen ones with the reason.
+
+    Args:
+        groups: What to show.
+        cut: Show what each keeps.
+        every: Show all weights by name, and the nodes that use the producers.
+    """
+    kept, nodes = (">kept",) if cut else (), ("nodes",) if every else ()
+    table = _table("group", "unit", ">size", *kept, "producers → consumers", *nodes, "")
+    names = _all if every else _some
     for group in groups:
         table.add_row(
             str(group.id),
-            group.unit,
+            _units(group),
             str(group.size),
             *([str(group.kept)] if cut else []),
-            Text(f"{_some(group.producers)} → {_some(group.consumers)}"),
+            Text(f"{names(group.producers)} → {names(group.consumers)}"),
+            *([Text(_all(group.nodes))] if every else []),
             Text(f"frozen: {group.frozen}" if group.frozen else group.why),
         )
     return table
+
+
+def _units(group: GroupReport) -> str:
+    """What one unit is, and where it is more than a channel, how many and how wide."""
+    if group.unit == "channel":
+        return group.unit
+    many = f"{group.units} {group.unit}{'s' if group.units != 1 else ''}"
+    return f"{many} of {group.size // group.units}" if group.size % group.units == 0 else many
+
+
+def group_details(
+    graph: DependencyGraph, groups: Iterable[ChannelGroup]
+) -> Iterable[RenderableType]:
+    """Every weight axis of some groups."""
+    for group in groups:
+        yield from group_detail(graph, group)
 
 
 def group_detail(graph: DependencyGraph, group: ChannelGroup) -> Iterable[RenderableType]:
@@ -109,12 +133,13 @@ def groups_csv(groups: Sequence[GroupReport]) -> str:
     """The group table as comma-separated values."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["id", "unit", "size", "kept", "producers", "consumers", "frozen", "why"])
+    columns = ("id", "unit", "size", "kept", "producers", "consumers", "frozen", "why", "nodes")
+    writer.writerow(columns)
     for group in groups:
         producers, consumers = " ".join(group.producers), " ".join(group.consumers)
         writer.writerow(
             [group.id, group.unit, group.size, group.kept, producers, consumers,
-             group.frozen or "", group.why]
+             group.frozen or "", group.why, " ".join(group.nodes)]
         )  # fmt: skip
     return out.getvalue()
 
@@ -131,17 +156,14 @@ def _operator_table(operators: Sequence[OperatorUse]) -> Table:
     return table
 
 
-def _cost_table(
-    before: ModelStats, after: ModelStats, first: str, second: str, *, channels: bool = True
-) -> Table:
+def _cost_table(before: ModelStats, after: ModelStats, first: str, second: str) -> Table:
     table = _table("", f">{first}", f">{second}", ">left")
     rows = [
         ("params", before.params, after.params),
         ("MACs", before.macs, after.macs),
         ("file", before.bytes, after.bytes),
+        ("channels", before.channels, after.channels),
     ]
-    if channels:
-        rows.append(("channels", before.channels, after.channels))
     for name, old, new in rows:
         spelled = _size if name == "file" else number
         left = f"{100 * new / old:.1f} %" if old else ""
@@ -163,6 +185,8 @@ def _drift_lines(report: Report) -> Iterable[RenderableType]:
         )
     if len(verdict.drift) > _MOST_OUTPUTS:
         yield _line(f"  and {len(verdict.drift) - _MOST_OUTPUTS} more outputs")
+    for note in verdict.notes:
+        yield _line(f"  {note}")
 
 
 def _closing(report: Report) -> str:
@@ -212,6 +236,10 @@ def _totals(stats: ModelStats) -> str:
     )
 
 
+def _groups(report: Report) -> str:
+    return f"{len(report.groups)} channel group{'s' if len(report.groups) != 1 else ''}"
+
+
 def _shapes(report: Report) -> str:
     named = (f"{name} {'x'.join(map(str, shape))}" for name, shape in report.stand_ins.items())
     return ", ".join(named) or "no inputs"
@@ -229,6 +257,10 @@ def number(value: float) -> str:
 def _size(value: float) -> str:
     text = number(value)
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def _all(names: Sequence[str]) -> str:
+    return ", ".join(names) or "–"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import jsonschema
 import numpy as np
@@ -17,7 +20,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, pipeline
+from onnxprune import cli, io, pipeline
 from onnxprune.cli import run
 from onnxprune.errors import InvariantError, MissingExtraError, UnsupportedModelError
 from tests.small import MODELS, conv_chain, parsed, reloaded
@@ -161,6 +164,44 @@ def test_inspect_shows_groups_operators_and_one_group(call: Call) -> None:
     assert Path("g.csv").read_text().splitlines()[1].startswith("0,channel,8,8,w0,w1")
 
 
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("0", [0]),
+        ("group 0", [0]),
+        ("w0", [0]),
+        ("c1", [1]),  # makes 1 and reads 0
+        ("gamma0", [0]),
+        ("head", [2]),  # makes 2 and reads 1
+        ("r0", [0]),
+        ("n1", [1]),
+        ("p", [1]),
+    ],
+)
+def test_group_is_found_by_any_of_its_members(name: str, groups: Sequence[int], call: Call) -> None:
+    ran = call("inspect", "chain.onnx", "--group", name, "--json")
+    assert [group["id"] for group in ran.json()["groups"]] == groups  # type: ignore[attr-defined]  # JSON
+    plain = call("inspect", "chain.onnx", "--group", name).out
+    assert re.findall(r"^group (\d+):", plain, re.MULTILINE) == [str(group) for group in groups]
+
+
+def test_piped_tables_neither_wrap_nor_end_in_blanks(call: Call) -> None:
+    wide = conv_chain()
+    for node in wide.proto.graph.node:
+        for names in (node.input, node.output):
+            for at, name in enumerate(names):
+                names[at] = name.replace("w0", "w" * 50).replace("w1", "v" * 50)
+    for tensor in wide.proto.graph.initializer:
+        tensor.name = tensor.name.replace("w0", "w" * 50).replace("w1", "v" * 50)
+    wide.proto.graph.node[-1].name = "n" * 150
+    reloaded(wide, Path("wide.onnx"))
+    lines = call("inspect", "wide.onnx").out.splitlines()
+    assert len(lines) == 1 + 3 + 2
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[1].endswith(f"{'w' * 50} → {'v' * 50}")
+    assert lines[3].endswith(f"Gemm '{'n' * 150}'")
+
+
 def test_compare_names_the_data(call: Call) -> None:
     data = MODELS / "fashion_calib.npz"
     ran = call("compare", RESNET, RESNET, "--data", data, "--json")
@@ -168,6 +209,44 @@ def test_compare_names_the_data(call: Call) -> None:
     assert verify["inputs"] == "fashion_calib.npz, 256 samples"  # type: ignore[index]  # JSON
     assert verify["drift"]["logits"]["snr_db"] is None  # type: ignore[index]  # JSON: infinite
     assert "cosine 1.0000" in call("compare", RESNET, RESNET).out
+
+
+def test_compare_counts_the_channels_of_both(call: Call) -> None:
+    call("shrink", "chain.onnx", "--ratio", 0.5, "-o", "o.onnx")
+    found = call("compare", "chain.onnx", "o.onnx", "--json").json()
+    assert [found[side]["channels"] for side in ("input", "output")] == [24, 14]  # type: ignore[index]  # JSON
+    table = call("compare", "chain.onnx", "o.onnx").out
+    assert table.splitlines()[4].split() == ["channels", "24", "14", "58.3", "%"]
+
+
+def test_limits_on_random_input_are_said_to_be_so(call: Call) -> None:
+    said = "limits: judged on random input, which says little about quality"
+    ran = call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--json")
+    assert ran.json()["verify"]["notes"] == [said]  # type: ignore[index]  # JSON
+    assert said in call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--force").out
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"no model", b"\x08\x0a", "no outputs"], ids=["empty", "text", "bare", "graph"]
+)
+def test_damaged_model_is_named_wherever_it_is_given(damage: bytes | str, call: Call) -> None:
+    if isinstance(damage, str):
+        proto = onnx.load("chain.onnx")
+        del proto.graph.output[:]
+        damage = proto.SerializeToString()
+    Path("bad.onnx").write_bytes(damage)
+    for arguments in (
+        ("inspect", "bad.onnx"),
+        ("shrink", "bad.onnx", "--ratio", 0.5),
+        ("compare", "chain.onnx", "bad.onnx"),
+        ("compare", "bad.onnx", "chain.onnx"),
+    ):
+        ran = call(*arguments)
+        assert (ran.code, ran.out) == (3, "")
+        assert "'bad.onnx'" in ran.err
+    ran = call("shrink", "chain.onnx", "--recipe", "bad.onnx")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'bad.onnx'" in ran.err
 
 
 def test_nothing_to_cut_is_exit_0_with_a_warning_on_stderr(call: Call) -> None:
@@ -184,6 +263,18 @@ def test_input_shape_may_have_a_colon_in_its_name(call: Call) -> None:
     reloaded(model, Path("odd.onnx"))
     ran = call("inspect", "odd.onnx", "--input-shape", "x:0:5x3x8x8", "--json")
     assert ran.json()["stand_ins"] == {"x:0": [5, 3, 8, 8]}
+
+
+def test_option_without_effect_is_a_warning(call: Call) -> None:
+    ran = call(
+        "shrink", "chain.onnx", "--ratio", 0.5, "--max-ratio", 0.8, "--ratio-for", "head=0.1"
+    )
+    assert ran.code == 0
+    assert ran.err.splitlines() == [
+        "warning: max-ratio 0.8 has no effect: it is for scope global",
+        "warning: ratio-for 'head' matches no channels that can go: "
+        "reaches output 'y' through Gemm 'y'",
+    ]
 
 
 def test_version_and_help_go_to_stdout(call: Call) -> None:
@@ -206,27 +297,31 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink",), "Missing argument"),
         (2, ("shrink", "chain.onnx"), "give one of --ratio and --recipe"),
         (2, ("shrink", "chain.onnx", "--ratio"), "--ratio"),
-        (2, ("shrink", "chain.onnx", "--ratio", "half"), "--ratio"),
+        (2, ("shrink", "chain.onnx", "--ratio", "half"), "'--ratio': 'half' is not a number"),
         (2, ("shrink", "chain.onnx", "--ratio", "1"), "ratio is 1"),
         (2, ("shrink", "chain.onnx", "--ratio", "-0.5"), "ratio is -0.5"),
         (2, ("shrink", "chain.onnx", "--ratio", "nan"), "ratio is nan"),
         (2, ("shrink", "chain.onnx", "--ratio", "inf"), "ratio is inf"),
         (2, (*SHRINK, "--recipe", "r.json"), "give one of --ratio and --recipe"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json"), "cannot read recipe 'r.json'"),
-        (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe"),
+        (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe: onnxprune did"),
+        (2, ("shrink", "chain.onnx", "--recipe", "no.onnx"), "cannot read recipe: no such file"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--scope", "global"), "--scope cannot"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--round-to", "8"), "--round-to cannot"),
-        (2, (*SHRINK, "--scope", "all"), "--scope"),
+        (2, (*SHRINK, "--scope", "all"), "'--scope': 'all' is not one of 'local', 'global'"),
         (2, (*SHRINK, "--importance", "magic"), "--importance"),
-        (2, (*SHRINK, "--round-to", "0"), "--round-to"),
-        (2, (*SHRINK, "--round-to", "x"), "--round-to"),
+        (2, (*SHRINK, "--round-to", "0"), "'--round-to': '0' is less than 1"),
+        (2, (*SHRINK, "--round-to", "1.5"), "'--round-to': '1.5' is not a whole number"),
         (2, (*SHRINK, "--min-channels", "0"), "--min-channels"),
         (2, (*SHRINK, "--max-ratio", "1.5"), "max-ratio is 1.5"),
-        (2, (*SHRINK, "--ignore", "nothing*"), "--ignore nothing* matches no node"),
-        (2, (*SHRINK, "--only", "nothing"), "--only nothing matches no node"),
+        (2, (*SHRINK, "--ignore", "nothing*"), "ignore 'nothing*' matches no node"),
+        (2, (*SHRINK, "--only", "nothing"), "only 'nothing' matches no node"),
         (2, (*SHRINK, "--ratio-for", "w0"), "--ratio-for w0 is not GLOB=R"),
         (2, (*SHRINK, "--ratio-for", "=0.5"), "--ratio-for =0.5 is not GLOB=R"),
-        (2, (*SHRINK, "--ratio-for", "w0=2"), "--ratio-for w0=2"),
+        (2, (*SHRINK, "--ratio-for", "w0=2"), "ratio-for 'w0': the ratio is 2"),
+        (2, (*SHRINK, "--ratio-for", "w0=.1", "--ratio-for", "w0=.2"), "gives two ratios for 'w0'"),
+        (2, (*SHRINK, "--ratio", "0.3"), "--ratio is given 2 times"),
+        (2, (*SHRINK, "-o", "a.onnx", "--output", "b.onnx"), "--output is given 2 times"),
         (2, (*SHRINK, "--restore", "refit"), "--restore"),
         (2, (*SHRINK, "--verify", "some"), "--verify"),
         (2, (*SHRINK, "--verify", "twin", "--max-drift", "1"), "--max-drift needs --verify full"),
@@ -235,6 +330,11 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "--input-shape", "x"), "is not NAME:1x3x224x224"),
         (2, (*SHRINK, "--input-shape", "x:1xtwo"), "is not NAME:1x3x224x224"),
         (2, (*SHRINK, "--input-shape", "x:0x3x8x8"), "is not NAME:1x3x224x224"),
+        (
+            2,
+            (*SHRINK, "--input-shape", "x:1x3x8x8", "--input-shape", "x:1x3x8x8"),
+            "--input-shape gives two shapes for 'x'",
+        ),
         (2, (*SHRINK, "--input-shape", "z:1x3x8x8"), "the model has no input 'z'"),
         (2, (*SHRINK, "--input-shape", "x:1x3x8"), "has 4 dimensions, 3 were given"),
         (2, (*SHRINK, "--input-shape", "x:2x3x8x8"), "is fixed at 1, not 2"),
@@ -248,6 +348,21 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "-o", "."), "is a directory"),
         (2, (*SHRINK, "-o", "no/such/folder.onnx"), "does not exist"),
         (2, (*SHRINK, "-o", "o.onnx", "--recipe-out", "o.onnx"), "given for two outputs"),
+        (
+            2,
+            (*SHRINK, "-o", "o.onnx", "--recipe-out", "o.onnx.data"),
+            "'o.onnx.data' is where 'o.onnx' may keep its weights",
+        ),
+        (
+            2,
+            (*SHRINK, "--data", "frozen.onnx", "-o", "frozen.onnx", "--force"),
+            "writing 'frozen.onnx' would overwrite 'frozen.onnx', which this run reads",
+        ),
+        (
+            2,
+            ("shrink", "chain.onnx", "--recipe", "o.onnx.data", "-o", "o.onnx", "--force"),
+            "writing 'o.onnx' would overwrite 'o.onnx.data', which this run reads",
+        ),
         (2, ("inspect", "chain.onnx", "--group", "nothing"), "names no channel group"),
         (2, ("inspect", "chain.onnx", "--csv", "no/such.csv"), "does not exist"),
         (2, ("inspect", "chain.onnx", "--csv", "frozen.onnx"), "give --force"),
@@ -258,8 +373,10 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (3, ("shrink", ".", "--ratio", "0.5"), "directory"),
         (3, ("inspect", "missing.onnx"), "no such file"),
         (3, ("shrink", "frozen.onnx", "--ratio", "0.5"), "nothing can be pruned"),
-        (4, ("compare", "chain.onnx", "frozen.onnx"), "ONNX Runtime cannot run this model"),
+        (4, ("compare", "chain.onnx", "frozen.onnx"), "ONNX Runtime cannot run 'frozen.onnx'"),
+        (4, ("compare", "frozen.onnx", "chain.onnx"), "ONNX Runtime cannot run 'chain.onnx'"),
         (4, (*SHRINK, "--max-drift", "0.001"), "your limit: --max-drift"),
+        (4, (*SHRINK, "--max-drift", "0.001"), "on random input, which says little about quality"),
         (4, (*SHRINK, "--min-cosine", "1"), "your limit: --min-cosine"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
@@ -323,19 +440,40 @@ def test_reader_that_left_is_no_error(call: Call, monkeypatch: pytest.MonkeyPatc
     assert call(*SHRINK).code == 0
 
 
+def test_recipe_that_cannot_be_written_leaves_no_model(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(recipe: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(io, "_text_job", lambda text: full)
+    ran = call(*SHRINK, "--recipe-out", "r.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "disk full while writing 'r.json'" in ran.err
+    assert left() == BEFORE
+
+
 # ------------------------------------------------------------------------------ as a process
 
 
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, cwd: Path, stdout: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "onnxprune", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         check=False,
     )
+
+
+def process(
+    *arguments: str, cwd: Path, stdout: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    return python("-m", "onnxprune", *arguments, cwd=cwd, stdout=stdout)
 
 
 def test_process_keeps_stdout_and_stderr_apart(tmp_path: Path) -> None:
@@ -351,6 +489,47 @@ def test_process_keeps_stdout_and_stderr_apart(tmp_path: Path) -> None:
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "\x1b" not in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("shrink", str(RESNET), "--ratio", "0.5", "-o", "o.onnx", "--recipe-out", "r.json"),
+        ("inspect", str(RESNET), "--json", "--csv", "g.csv"),
+        ("schema", "report"),
+        ("--version",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_stdout_that_is_full_is_named_and_leaves_no_file(
+    arguments: Sequence[str], tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = process(*arguments, cwd=tmp_path, stdout=full)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("onnxprune: standard output: No space left on device")
+    assert ran.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize("order", ["SIGTERM", "SIGHUP"])
+def test_order_to_end_while_writing_leaves_no_file(order: str, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from onnxprune import cli, io\n"
+        "def job(text):\n"
+        f"    return lambda out: os.kill(os.getpid(), signal.{order}) or out.write(b'')\n"
+        "io._text_job = job\n"
+        "cli.main()\n"
+    )
+    ran = python(
+        "-c", code, "shrink", str(RESNET), "--ratio", "0.5", "-o", "o.onnx", "--recipe-out",
+        "r.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxprune: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_terminal_without_unicode_still_prints(tmp_path: Path) -> None:

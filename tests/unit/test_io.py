@@ -59,7 +59,7 @@ def saved(path: Path) -> Path:
 
 def save_external(model: Model, path: Path) -> Model:
     """As ``save`` does for a model that had external data from the start."""
-    io._write_files(model, path, path.with_name(path.name + ".data"))
+    io._write_files(io._model_jobs(model, path, path.with_name(path.name + ".data")))
     return io.load(path)
 
 

@@ -113,9 +113,9 @@ def test_ratio_zero_writes_an_equal_model_with_a_warning(chain: Path) -> None:
     ("options", "says"),
     [
         ({"ratio": 0.01}, "less than one channel of every group"),
-        ({"ratio": 0.5, "round_to": 64}, "--round-to 64 leave every group whole"),
-        ({"ratio": 0.5, "min_channels": 99}, "--min-channels keeps them"),
-        ({"ratio": 0.5, "ignore": ["w*"]}, "--ignore and --only keep every group"),
+        ({"ratio": 0.5, "round_to": 64}, "round-to 64 leave every group whole"),
+        ({"ratio": 0.5, "min_channels": 99}, "min-channels keeps them"),
+        ({"ratio": 0.5, "ignore": ["w*"]}, "ignore and only keep every group"),
     ],
 )
 def test_nothing_to_cut_is_a_warning_with_the_reason(options: dict[str, object], says: str) -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from rich.console import Console
 
 import onnxprune
 from onnxprune import recipe as recipes
 from onnxprune.pipeline import compare, inspect, shrink
-from onnxprune.report.build import as_json, only_group
+from onnxprune.report.build import as_json, only_groups
 from onnxprune.report.clock import STAGES, Clock, Heard, peak_memory
 from onnxprune.report.ops import operator_table, operators_of
 from onnxprune.report.schemas import generate, stored
@@ -28,7 +29,7 @@ from onnxprune.report.tables import (
     worst_drift,
 )
 from onnxprune.types import Drift, Report
-from tests.small import MODELS, conv_chain
+from tests.small import MODELS, conv_chain, parsed
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +112,9 @@ def test_size_and_kept_count_along_the_axis_of_the_producer() -> None:
     assert [(group.size, group.kept) for group in whole] == [(192, 96)] * 5
 
 
-def test_only_group_leaves_one() -> None:
-    _, report = inspect(MODELS / "fashion_resnet.onnx")
-    assert [group.id for group in only_group(report, 3).groups] == [3]
+def test_only_groups_leaves_those() -> None:
+    graph, report = inspect(MODELS / "fashion_resnet.onnx")
+    assert [group.id for group in only_groups(report, graph.groups[3:5]).groups] == [3, 4]
 
 
 # ------------------------------------------------------------------------------------ tables
@@ -151,9 +152,53 @@ def test_inspect_lists_groups_or_operators() -> None:
     assert "frozen: reaches output" in printed(group_detail(graph, frozen))
 
 
-def test_operator_without_a_rule_is_said_to_freeze() -> None:
-    from tests.small import parsed
+def test_inspect_with_names_lists_every_weight_and_node() -> None:
+    graph, report = inspect(MODELS / "fashion_mobile.onnx")
+    out = io.StringIO()
+    for part in inspect_report(report, verbose=True):
+        Console(file=out, width=10_000).print(part)
+    assert "(+" not in out.getvalue()
+    for group in graph.groups:
+        for axis in group.producers:
+            assert axis.tensor in out.getvalue()
+            assert axis.node in out.getvalue()
 
+
+def test_group_is_found_by_the_tensor_its_node_writes() -> None:
+    graph, _ = inspect(MODELS / "fashion_vit.onnx")
+    assert [group.id for group in graph.named("logits")] == [11]  # frozen: no labels are left
+    assert [group.id for group in graph.named("/head/Gemm")] == [11]
+    assert graph.named("nothing") == ()
+
+
+def test_inspect_counts_heads() -> None:
+    _, report = inspect(MODELS / "fashion_vit.onnx")
+    assert "4 heads of 48" in printed(inspect_report(report))
+    assert [g["units"] for g in as_json(report)["groups"]][:3] == [64, 4, 192]  # type: ignore[attr-defined]  # JSON
+
+
+def test_model_without_groups_says_which_weights_have_no_rule() -> None:
+    model = parsed(
+        "g (uint8[1,3,4,4] x) => (int32[1,2,2,2] y) {y = ConvInteger(x, w)}",
+        w=np.ones((2, 3, 3, 3), np.uint8),
+    )
+    _, report = inspect(model)
+    text = printed(inspect_report(report))
+    assert text.startswith("0 channel groups, 0 can be pruned · nothing can be pruned: no Conv")
+    assert "operators that hold weights but have no rule: ConvInteger (1)" in " ".join(text.split())
+
+
+def test_model_that_is_all_frozen_says_why_in_the_summary() -> None:
+    model = parsed(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {y = Conv(x, w)}",
+        w=np.ones((2, 3, 1, 1), np.float32),
+    )
+    _, report = inspect(model)
+    line = printed(inspect_report(report)).splitlines()[-2]
+    assert line.startswith("1 channel group, 0 can be pruned · nothing can be pruned: its only")
+
+
+def test_operator_without_a_rule_is_said_to_freeze() -> None:
     model = parsed("g (float[1,4] x) => (float[1,4] y) {y = com.acme.Odd(x)}")
     model.proto.opset_import.add(domain="com.acme", version=1)
     graph, report = inspect(model)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
+from onnxprune.data import random_data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.rewrite import operate
+from onnxprune.score import score
 from onnxprune.select import PruningPlan, select
 from onnxprune.types import Float64Array
 from tests.oracle import assert_equals_masked_twin
@@ -112,7 +114,7 @@ def test_ignore_and_only_match_weights_and_nodes() -> None:
     assert sizes(select(graph, ramp(graph), ratio=0.5, only=["c1"])) == [8, 6]
     plan = select(graph, ramp(graph), ratio=0.5, only=["w*"], ignore=["w1"])
     assert sizes(plan) == [4, 12]
-    assert plan.why[graph.prunable[1].id] == "kept: --ignore w1"
+    assert plan.why[graph.prunable[1].id] == "kept: ignore 'w1'"
 
 
 def test_ratio_for_overrides_the_ratio_of_what_it_matches() -> None:
@@ -133,6 +135,45 @@ def test_group_with_a_ratio_of_its_own_is_no_part_of_the_global_ranking() -> Non
     assert sizes(plan) == [6, 6]
 
 
+def test_pattern_may_be_a_plain_string() -> None:
+    graph = analyse(conv_chain((3, 8, 12)))
+    assert sizes(select(graph, ramp(graph), ratio=0.5, ignore="w0")) == [8, 6]
+    assert sizes(select(graph, ramp(graph), ratio=0.5, only="w0")) == [4, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ratio_for": {"head": 0.5}}, "ratio-for 'head' matches no channels that can go: reaches"),
+        ({"only": "head"}, "only 'head' matches no channels that can go: reaches output 'y'"),
+        ({"ratio_for": {"r0": 0.5}}, "no channels that can go: no weight of that name makes them"),
+        ({"max_ratio": 0.5}, "max-ratio 0.5 has no effect: it is for scope global"),
+    ],
+    ids=["frozen", "only", "no weight", "scope"],
+)
+def test_option_without_effect_is_warned_of(
+    options: dict[str, object], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = analyse(conv_chain((3, 8, 12)))
+    select(graph, ramp(graph), ratio=0.5, **options)  # type: ignore[arg-type]  # test
+    (record,) = caplog.records
+    assert says in record.getMessage()
+
+
+def test_objects_print_in_a_few_lines() -> None:
+    graph = analyse(conv_chain((3, 64, 2048)))
+    plan = select(graph, ramp(graph), ratio=0.5, ignore="w0")
+    assert repr(plan) == "PruningPlan(1024 of 2112 units removed)"
+    assert str(plan).splitlines()[1:] == [
+        "    0     64     64  w0  kept: ignore 'w0'",
+        "    1   2048   1024  w1  1024 of 2048 removed",
+        "    2      4      4  head  frozen: reaches output 'y' through Gemm 'y'",
+    ]
+    assert repr(graph) == "DependencyGraph(3 groups, 2 can be pruned)"
+    for shown in (graph.groups[1], score(graph, "l1"), random_data(graph.graph.source)):
+        assert "array" not in repr(shown)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -143,10 +184,10 @@ def test_group_with_a_ratio_of_its_own_is_no_part_of_the_global_ranking() -> Non
         ({"ratio": 0.5, "round_to": 0}, "round-to is 0"),
         ({"ratio": 0.5, "min_channels": 0}, "min-channels is 0"),
         ({"ratio": 0.5, "max_ratio": 1.0}, "max-ratio is 1"),
-        ({"ratio": 0.5, "ignore": ["nothing*"]}, r"--ignore nothing\* matches no node"),
-        ({"ratio": 0.5, "only": ["nothing"]}, "--only nothing matches no node"),
-        ({"ratio": 0.5, "ratio_for": {"no": 0.1}}, "--ratio-for no matches no node"),
-        ({"ratio": 0.5, "ratio_for": {"w0": 1.5}}, "--ratio-for w0=1.5"),
+        ({"ratio": 0.5, "ignore": ["nothing*"]}, r"ignore 'nothing\*' matches no node"),
+        ({"ratio": 0.5, "only": ["nothing"]}, "only 'nothing' matches no node"),
+        ({"ratio": 0.5, "ratio_for": {"no": 0.1}}, "ratio-for 'no' matches no node"),
+        ({"ratio": 0.5, "ratio_for": {"w0": 1.5}}, "ratio-for 'w0': the ratio is 1.5"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, object], says: str) -> None:

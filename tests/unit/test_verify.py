@@ -168,7 +168,7 @@ def test_original_that_the_runtime_cannot_run_is_said_to_be_so() -> None:
     unknown.proto.opset_import.add(domain="com.acme", version=1)
     with pytest.raises(VerificationError, match="ONNX Runtime cannot run this model") as caught:
         check(unknown, unknown, data=given({"x": np.zeros(2, np.float32)}))
-    assert caught.value.hint == "--verify none"
+    assert caught.value.hint == "shrink --verify none writes the result without a proof"
     assert caught.value.exit_code == 4
 
 
@@ -398,6 +398,12 @@ def test_passed_limit_fails_as_the_users_own(limits: Limits, says: str) -> None:
     assert verdict.reason.startswith(f"your limit: {says}")
     assert verdict.drift
     assert json.dumps(verdict.reason)
+
+
+def test_limit_on_classes_fails_where_no_output_looks_like_classes() -> None:
+    image = model("g (float[1,2,4,4] x) => (float[1,2,4,4] y) {y = Relu(x)}")
+    verdict = check(image, image, twin=None, level="full", limits=Limits(min_top1=0.5))
+    assert verdict.reason == "your limit: --min-top1 0.5, but no output looks like classes"
 
 
 def test_limits_that_hold_change_nothing() -> None:
