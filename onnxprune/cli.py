@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -544,6 +545,10 @@ def _said(error: BaseException) -> tuple[str, int]:
             return "interrupted", _INTERRUPTED
         case OSError():
             where = f"'{error.filename}': " if error.filename else ""
+            if not where and error.errno == errno.ENOSPC:
+                where = (
+                    "standard output: "  # files that fill a disk are named where they are written
+                )
             return f"{where}{error.strerror or error}", _USAGE
         case MemoryError():
             return "not enough memory for this model", _OUR_BUG

@@ -691,6 +691,10 @@ def _write_files(jobs: Mapping[Path, _Job]) -> Mapping[Path, int]:
     temporary = {
         target: target.with_name(f".onnxprune-{secrets.token_hex(8)}.tmp") for target in jobs
     }
+    for target in jobs:
+        # Moving a file over a device or a pipe would replace it for the whole machine.
+        if target.exists() and not target.is_file():
+            raise UsageError(f"'{target}' is not a regular file", hint="choose another output")
     written: dict[Path, int] = {}
     moving = done = False
     try:

@@ -186,6 +186,8 @@ def check_outputs(
         seen.append(path)
         if path.is_dir():
             raise UsageError(f"'{path}' is a directory", hint="give the output a file name")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"'{path}' is not a regular file", hint="choose another output")
         if not path.parent.is_dir():
             raise UsageError(f"folder '{path.parent}' does not exist", hint="create it first")
         if os.path.lexists(path) and not force:

@@ -286,6 +286,25 @@ def test_version_and_help_go_to_stdout(call: Call) -> None:
 # ----------------------------------------------------------------------------------- it refuses
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("shrink", "chain.onnx", "--ratio", "0.5", "-o", "odd"),
+        ("shrink", "chain.onnx", "--ratio", "0.5", "-o", "o.onnx", "--recipe-out", "odd"),
+        ("inspect", "chain.onnx", "--csv", "odd"),
+    ],
+    ids=["output", "recipe", "csv"],
+)
+def test_device_or_pipe_is_never_replaced_by_a_file(arguments: Sequence[str], call: Call) -> None:
+    os.mkfifo("odd")
+    ran = call(*arguments, "--force")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'odd' is not a regular file" in ran.err
+    assert Path("odd").is_fifo()
+    assert left() == BEFORE | {"odd"}
+
+
 SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
 
 
@@ -406,6 +425,7 @@ def test_mistake_is_one_line_its_exit_code_and_no_output(
         ),
         (FileNotFoundError(2, "No such file or directory", "gone.bin"), 2, "'gone.bin': No such"),
         (OSError("odd"), 2, "odd"),
+        (OSError(28, "No space left on device"), 2, "standard output: No space left"),
         (MemoryError(), 1, "not enough memory"),
         (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
     ],

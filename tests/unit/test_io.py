@@ -512,3 +512,13 @@ def test_parts_know_their_length_before_they_are_made() -> None:
     part = io._Part(3, lambda: b"xx")
     with pytest.raises(InvariantError, match="3 bytes came out as 2"):
         io._write_parts(std_io.BytesIO(), [part])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_text_never_replaces_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        io.write_texts({pipe: "text"})
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
