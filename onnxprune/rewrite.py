@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune import fields
+from onnxprune.absorb import Absorber
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.io import Model
@@ -37,6 +38,7 @@ class Surgery:
     masks: tuple[Mask, ...]
     changes: tuple[Change, ...]
     folded: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
 
 
 def rewrite(model: Model, plan: PruningPlan) -> Model:
@@ -83,6 +85,9 @@ class _Surgeon:
         self._repair_attributes()
         self._repair_shapes()
         self._dims()
+        absorber = Absorber(self.graph, self.emitter, self.first)
+        for wanted in self.plan.absorbed:
+            absorber.absorb(wanted)
         merged = self.emitter.canonical()
         removed = tuple(
             entry
@@ -99,6 +104,7 @@ class _Surgeon:
             masks,
             tuple(self.writer.changes),
             self.graph.folded,
+            tuple(dict.fromkeys(absorber.changed)),
         )
 
     def _repair_shapes(self) -> None:

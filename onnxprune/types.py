@@ -103,6 +103,26 @@ class BalanceSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Absorption:
+    """What dropped constant channels gave to a node that reads them, made up for in its constants.
+
+    Attributes:
+        node: Position of the node in ``Graph.nodes``.
+        bias: To be added to its output, shape (out,) before the cut; None where columns are added.
+        axis: Axis of its weight on which columns lie.
+        source, target: Columns that go, and the column each is added to, in the original's count.
+        factor: What each is multiplied by first.
+    """
+
+    node: int
+    bias: Float64Array | None = None
+    axis: int = 0
+    source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    target: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    factor: Float64Array = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
 class LayerStats:
     """Cost of one node. ``macs``: one multiply-accumulate for each weight use, bias not counted."""
 
@@ -236,6 +256,7 @@ class Report:
         peak_memory_bytes: Most memory the process had.
         warnings: What a person should know, in order.
         recipe: The recipe as JSON, {} where nothing was removed.
+        without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
     """
 
     verb: str
@@ -253,3 +274,4 @@ class Report:
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
+    without_effect: int | None = None

@@ -19,14 +19,14 @@ ROOT = PACKAGE.parent
 ORDER = tuple(
     """
     errors types validate io
-    effects fields moves rows
+    effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
     ops.plain ops.pool ops.reduce ops.contrib ops
-    runs trace survivors groups shapefix analyse
-    score select
-    record emit patches selections twin rewrite
+    runs trace survivors groups shapefix analyse bounds
+    score select lossless
+    record emit patches selections absorb twin rewrite
     cost recipe
     drift verify
     report report.clock report.model report.ops report.build report.schemas report.tables
