@@ -74,11 +74,13 @@ class Bounds:
         env: The shapes they were found at.
         values: Exact values of constants.
         by_name: The interval of each tensor of which something is known.
+        wild: Tensors with a NaN or an infinity behind them, which a 0 does not undo.
     """
 
     env: Environment
     values: Values
     by_name: dict[str, Interval] = field(default_factory=dict)
+    wild: set[str] = field(default_factory=set)
 
     def of(self, name: str) -> Interval | None:
         """Bounds of a tensor; None where not even its rank is known."""
@@ -124,6 +126,8 @@ class _View:
         found = self.get(position)
         if found is None:
             raise _Unknown
+        if np.isnan(found.low).any():
+            raise _Wild
         return found
 
     def shape(self, position: int) -> Shape:
@@ -138,7 +142,10 @@ class _View:
         found = self.bounds.values.read(self.node.inputs[position])
         if found is None:
             raise _Unknown
-        return found.astype(np.float64)
+        values = found.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise _Wild
+        return values
 
     def number(self, name: str, default: float) -> float:
         """A float attribute."""
@@ -148,6 +155,10 @@ class _View:
 
 class _Unknown(Exception):  # noqa: N818  (control flow, no error)
     """Nothing can be said of a node's outputs."""
+
+
+class _Wild(_Unknown):
+    """Not even that they are finite."""
 
 
 _Bounding = Callable[[_View], Interval]
@@ -176,6 +187,9 @@ def find_bounds(graph: DependencyGraph) -> Bounds:
     labelled = graph.tracer.traces[0].fields
     for node in graph.graph.nodes:
         if node.captures or all(name in graph.graph.derived for name in node.outputs if name):
+            continue
+        if not bounds.wild.isdisjoint(node.inputs):
+            bounds.wild.update(name for name in node.outputs if name)
             continue
         for name, found in _outputs(node, bounds):
             # No bounds take no place: `of` says unknown then.
@@ -207,6 +221,9 @@ def _outputs(node: Node, bounds: Bounds) -> Iterator[tuple[str, Interval]]:
             found = _at_points(view)
         else:
             return
+    except _Wild:
+        bounds.wild.update(name for name in node.outputs if name)
+        return
     except _Unknown:
         return
     shape = bounds.env.shape(node.outputs[0])
@@ -336,8 +353,10 @@ def _batch_normalization(view: _View) -> Interval:
         view.need(position).moved(lambda ends: fields.along(ends, _CHANNEL, x.rank))
         for position in range(1, 5)
     )
+    if not all(np.isfinite(one.low).all() for one in (scale, shift, mean, var)):
+        raise _Wild
     spread = add(var, between(*(view.number("epsilon", 1e-5),) * 2, x.rank)).monotone(np.sqrt)
-    return add(multiply(add(x, negate(mean)), divide(scale, spread)), shift)
+    return add(multiply(add(x, negate(mean)), _quotient(scale, spread)), shift)
 
 
 @_bounds_of("InstanceNormalization")
@@ -483,7 +502,7 @@ def _arithmetic(view: _View) -> Interval:
         "Sum": add,
         "Sub": lambda a, b: add(a, negate(b)),
         "Mul": multiply,
-        "Div": divide,
+        "Div": _quotient,
         "Min": smallest,
         "Max": largest,
     }[view.node.op_type]
@@ -494,6 +513,12 @@ def _arithmetic(view: _View) -> Interval:
     for operand in lifted[1:]:
         result = combine(result, operand)
     return result
+
+
+def _quotient(a: Interval, b: Interval) -> Interval:
+    if b.zero.any():
+        raise _Wild
+    return divide(a, b)
 
 
 @_bounds_of("PRelu")
@@ -589,7 +614,7 @@ def _resize(view: _View) -> Interval:
     changed = [a for a, (m, n) in enumerate(zip(view.shape(0), after, strict=True)) if m != n]
     plain = node.string("mode", "nearest") in ("nearest", "linear", "bilinear")
     outside = node.string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
-    x = x.hull([*changed, *range(_SPACE, x.rank)])
+    x = x.hull(sorted({*changed, *range(_SPACE, x.rank)}))
     return x if plain and not outside else between(0, 0, x.rank).where(x.zero, unknown(x.rank))
 
 

@@ -202,6 +202,8 @@ class _Search:
             zero = [self._zero_labels(name) for name in contraction.node.inputs[:2]]
             found.append(np.setdiff1d(labels, np.concatenate(zero)))
         for site in self.sites:
+            if site.node.outputs[0] in self.bounds.wild:
+                found.append(site.read)  # 0 times NaN is NaN
             found += [
                 -self.table.classes(f).reshape(-1)
                 for f in self.trace.fields.get(site.node.inputs[1 - site.weight], ())
