@@ -8,20 +8,23 @@ there constant channels are gathered into one of them, which stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune import fields
 from onnxprune.bounds import Bounds, find_bounds, pads
 from onnxprune.graph import Node
-from onnxprune.groups import DependencyGraph, units_to_drop
-from onnxprune.select import PruningPlan
+from onnxprune.groups import NOT_READ, DependencyGraph, constraints, units_to_drop
+from onnxprune.select import PruningPlan, kept_whole
+from onnxprune.shapefix import repairs
+from onnxprune.survivors import Survivors
 from onnxprune.types import (
     Absorption,
     BalanceSet,
     BoolArray,
+    Cell,
     ChannelGroup,
     Float64Array,
     IntArray,
@@ -58,18 +61,29 @@ class _Site:
     even: bool
 
 
-def lossless_plan(graph: DependencyGraph, *, whole: Mapping[int, str] | None = None) -> PruningPlan:
+def lossless_plan(
+    graph: DependencyGraph, *, ignore: Sequence[str] = (), only: Sequence[str] = ()
+) -> PruningPlan:
     """The plan that removes every channel without effect that can be removed.
 
     Args:
         graph: From ``analyse``.
-        whole: Groups that are kept whole by id, and why.
+        ignore: Patterns; groups whose producers match are kept whole.
+        only: Patterns; groups without a matching producer are kept whole.
 
     Returns:
-        The plan, with what its constant channels contributed in ``absorbed``. Rows that must keep
-        equal counts drop as many as all of them can, and no group is emptied.
+        The plan, with what its constant channels contributed in ``absorbed``; its graph also has
+        the groups that no weight reads among the prunable ones. Rows that must keep equal counts
+        drop as many as all of them can, and no group is emptied.
+
+    Raises:
+        UsageError: A pattern matches nothing.
     """
-    return _Search(graph).plan(whole or {})
+    wide = _with_unread(graph)
+    plan = _Search(wide).plan(kept_whole(wide, ignore, only))
+    if wide is graph or _fits(plan):
+        return plan
+    return _Search(graph).plan(kept_whole(graph, ignore, only))
 
 
 def without_effect(graph: DependencyGraph) -> int:
@@ -77,9 +91,32 @@ def without_effect(graph: DependencyGraph) -> int:
     plan = lossless_plan(graph)
     return sum(
         int((~np.isin(group.producers[0].unit, plan.keep[group.id])).sum())
-        for group in graph.prunable
-        if group.producers
+        for group in plan.graph.prunable
     )
+
+
+def _with_unread(graph: DependencyGraph) -> DependencyGraph:
+    """The same graph, groups that no weight reads free to be cut unless they share rows."""
+    rows = [constraint.labels.reshape(-1) for constraint in constraints(graph.tracer)]
+    bound = np.concatenate([np.zeros(0, np.int64), *rows])
+    free = [
+        group.id
+        for group in graph.groups
+        if group.frozen == NOT_READ and not np.isin(group.classes, bound).any()
+    ]
+    if not free:
+        return graph
+    groups = tuple(replace(g, frozen=None) if g.id in free else g for g in graph.groups)
+    alone = [Cell(g.id, np.arange(g.size), 1) for g in groups if g.id in free]
+    sets = (*graph.balance_sets, *(BalanceSet((cell,), 1) for cell in alone))
+    return replace(graph, groups=groups, balance_sets=sets)
+
+
+def _fits(plan: PruningPlan) -> bool:
+    """Whether a cut that the analysis did not try leaves boxes in order and writable shapes."""
+    tracer = plan.graph.tracer
+    left = [Survivors(trace, plan.graph.dead(plan.keep)) for trace in tracer.traces]
+    return not any(one.misfits(tracer) for one in left) and not repairs(tracer, left).misfits
 
 
 @dataclass

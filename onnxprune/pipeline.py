@@ -141,6 +141,7 @@ def shrink(
         if not graph.prunable:
             raise UnsupportedModelError(_nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
+        graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
             made, written = _with_recipe(surgery, original, asked.options(method))

@@ -23,7 +23,7 @@ from onnxprune.io import Model, load, serialize
 from onnxprune.lossless import lossless_plan
 from onnxprune.record import Copy, Mask, Removed
 from onnxprune.rewrite import Surgery, operate
-from onnxprune.select import PruningPlan, kept_whole
+from onnxprune.select import PruningPlan
 from onnxprune.types import BoolArray, WeightAxis
 
 METADATA_KEY = "onnxprune.recipe"
@@ -320,7 +320,7 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
 def _replay_lossless(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
     """What has no effect is found again, since constants moved to biases follow from values."""
     options = recipe.options
-    plan = lossless_plan(graph, whole=kept_whole(graph, options.ignore, options.only))
+    plan = lossless_plan(graph, ignore=options.ignore, only=options.only)
     if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
         raise RecipeError(
             "the lossless recipe does not fit this model: other channels are without effect in it",

@@ -17,7 +17,7 @@ from onnxprune.lossless import lossless_plan
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
 from onnxprune.score import Scorer, score
-from onnxprune.select import PruningPlan, kept_whole, select
+from onnxprune.select import PruningPlan, select
 from onnxprune.types import Limits, Shape
 
 AnyModel = Model | onnx.ModelProto | bytes | str | Path
@@ -84,8 +84,8 @@ class Request:
                 return replay(graph, self.recipe), method, "from the recipe"
         if self.lossless:
             with clock.stage("select"):
-                whole = kept_whole(graph, self.ignore, self.only)
-                return lossless_plan(graph, whole=whole), LOSSLESS, "only what has no effect goes"
+                plan = lossless_plan(graph, ignore=self.ignore, only=self.only)
+            return plan, LOSSLESS, "only what has no effect goes"
         assert self.ratio is not None
         with clock.stage("score"):
             values = score(graph, self.importance, seed=self.seed)

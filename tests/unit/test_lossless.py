@@ -357,6 +357,30 @@ def test_groups_of_channels_lose_as_many_as_each_can_spare() -> None:
     assert removed(model) == {"w": (0, 4)}
 
 
+def test_parts_that_nobody_reads_keep_one_channel() -> None:
+    model = parsed(
+        f"g {BODY} {{ c = Conv(x, w) a, b = Split<axis=1, num_outputs=2>(c) y = Conv(a, v) }}",
+        w=randn(6, 3, 1, 1),
+        v=randn(4, 3, 1, 1),
+    )
+    assert len(removed(model)["w"]) == 2
+    assert set(removed(model)["w"]) < {3, 4, 5}
+    assert without_effect(analyse(model)) == 2
+
+
+def test_channels_that_a_slice_leaves_out_go_but_for_one() -> None:
+    model = parsed(
+        f"g {BODY} {{ c = Conv(x, w) a = Slice(c, start, end, axis) y = Conv(a, v) }}",
+        w=randn(6, 3, 1, 1),
+        v=randn(4, 3, 1, 1),
+        start=np.array([1]),
+        end=np.array([4]),
+        axis=np.array([1]),
+    )
+    assert len(removed(model)["w"]) == 2
+    assert set(removed(model)["w"]) < {0, 4, 5}
+
+
 def test_group_without_any_effect_keeps_one_channel() -> None:
     model = parsed(
         f"g {BODY} {{ c = Conv(x, w) y = Conv(c, v, b) }}",
