@@ -261,6 +261,10 @@ def shrink(
             "--ratio", parser=_number, metavar="R", help="Share of channels to remove, 0 <= R < 1."
         ),
     ] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Remove the channels that provably have no effect."),
+    ] = False,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="FILE", help="Repeat a recipe: .json, or a pruned model."),
@@ -351,10 +355,22 @@ def shrink(
     debug: Debug = False,
 ) -> None:
     """Remove the least important channels, prove the result right, and write a smaller model."""
-    if (ratio is None) == (recipe is None):
-        raise UsageError("give one of --ratio and --recipe", hint="--ratio 0.5")
+    if [ratio is not None, lossless, recipe is not None].count(True) != 1:
+        raise UsageError("give one of --ratio, --lossless and --recipe", hint="--ratio 0.5")
+    if lossless:
+        _refuse_beside(
+            "--lossless, which takes all that has no effect",
+            scope=scope is not Scope.local,
+            importance=importance is not Method.auto,
+            round_to=round_to != 1,
+            min_channels=min_channels != 1,
+            max_ratio=max_ratio != 0.9,
+            ratio_for=ratio_for,
+            allow_norm=allow_norm,
+        )
     if recipe is not None:
-        _refuse_beside_recipe(
+        _refuse_beside(
+            "--recipe, which fixes it",
             scope=scope is not Scope.local,
             importance=importance is not Method.auto,
             round_to=round_to != 1,
@@ -374,6 +390,7 @@ def shrink(
         _, report = pipeline.shrink(
             model,
             ratio=ratio,
+            lossless=lossless,
             recipe=recipe,
             scope=scope.value,
             importance=importance.value,
@@ -496,11 +513,11 @@ def _ratios(given: Sequence[str] | None) -> dict[str, float]:
     return ratios
 
 
-def _refuse_beside_recipe(**given: object) -> None:
-    """A recipe says all that changes the weights: what would contradict it is refused."""
+def _refuse_beside(what: str, **given: object) -> None:
+    """Refuse options that another one leaves without effect, or would contradict."""
     for name, value in given.items():
         if value:
-            raise UsageError(f"--{name.replace('_', '-')} cannot go with --recipe, which fixes it")
+            raise UsageError(f"--{name.replace('_', '-')} cannot go with {what}")
 
 
 def _groups(graph: DependencyGraph, wanted: str) -> tuple[ChannelGroup, ...]:

@@ -30,7 +30,7 @@ def lift_shape(shape: Shape, rank: int) -> Shape:
     return (1,) * (rank - len(shape)) + tuple(shape)
 
 
-def along(slots: IntArray, axis: int, rank: int) -> IntArray:
+def along(slots: NDArray[Scalar], axis: int, rank: int) -> NDArray[Scalar]:
     """A field that varies on one axis only."""
     shape = [1] * rank
     shape[axis] = slots.size

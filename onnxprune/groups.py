@@ -27,6 +27,8 @@ from onnxprune.types import (
     WeightAxis,
 )
 
+NOT_READ = "no weight reads it"
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -424,7 +426,7 @@ class Grouping:
                     reasons[number][1] if known else "shares rows with channels that stay"
                 )
             elif not consuming[label]:
-                result.append("no weight reads it")
+                result.append(NOT_READ)
             else:
                 result.append(None)
         return result

@@ -15,6 +15,7 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
@@ -50,6 +51,7 @@ def shrink(
     model: AnyModel,
     *,
     ratio: float | None = None,
+    lossless: bool = False,
     recipe: Path | str | Recipe | None = None,
     scope: str = "local",
     importance: str | Scorer = "auto",
@@ -78,7 +80,8 @@ def shrink(
 
     Args:
         model: A path, a loaded model, or a message.
-        ratio: Share of channels to remove, 0 <= ratio < 1; this or ``recipe``.
+        ratio: Share of channels to remove, 0 <= ratio < 1; this, ``lossless`` or ``recipe``.
+        lossless: Remove every channel that provably has no effect, and no other.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model.
         importance: How channels are ranked, as in ``score``.
@@ -113,8 +116,8 @@ def shrink(
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
     """
-    if (ratio is None) == (recipe is None):
-        raise UsageError("give either a ratio or a recipe", hint="--ratio 0.5")
+    if [ratio is not None, lossless, recipe is not None].count(True) != 1:
+        raise UsageError("give one of ratio, lossless and recipe", hint="--ratio 0.5")
     if restore != "none":
         raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
     limits = Limits(max_drift, min_cosine, min_top1)
@@ -128,7 +131,7 @@ def shrink(
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
-            dict(input_shapes or {}), seed,
+            dict(input_shapes or {}), seed, lossless,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -138,12 +141,15 @@ def shrink(
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
+        graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
             made, written = _with_recipe(surgery, original, asked.options(method))
         if not surgery.removed:
-            _log.warning("nothing was cut: %s", _why_nothing(plan, round_to, ratio))
-        verdict = _verify(graph, plan, made, check, clock)
+            _log.warning(
+                "nothing was cut: %s", _why_nothing(plan, round_to, ratio, lossless=asked.exactly)
+            )
+        verdict = _verify(graph, plan, made, check, clock, lossless=asked.exactly)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
@@ -192,7 +198,9 @@ def _analyse(
     return found
 
 
-def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None) -> str:
+def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None, *, lossless: bool) -> str:
+    if lossless:
+        return "no channel is without effect"
     if not ratio:
         return "the ratio is 0" if ratio is not None else "the recipe removes nothing"
     if all(plan.why[group.id].startswith("kept") for group in plan.graph.prunable):
@@ -235,19 +243,31 @@ def made_up_data(graph: DependencyGraph, seed: int) -> Data:
 
 
 def _verify(
-    graph: DependencyGraph, plan: PruningPlan, made: Model, check: Check, clock: Clock
+    graph: DependencyGraph,
+    plan: PruningPlan,
+    made: Model,
+    check: Check,
+    clock: Clock,
+    *,
+    lossless: bool,
 ) -> Verdict:
     """The verdict on a result that may be written; a failed one raises."""
     if check.level == "none":
         return NOT_VERIFIED
     source, prepared = graph.graph.source, graph.graph.model
-    twin = masked_twin(plan) if graph.exact(plan.keep) else None
+    twin = masked_twin(plan) if graph.exact(plan.keep) and not lossless else None
     tries = range(check.seed, check.seed + (_TRIES if check.data is None else 1))
     with clock.stage("verify"):
         for seed in tries:
             data = check.data if check.data is not None else made_up_data(graph, seed)
             verdict = run_checks(
-                source, made, twin=twin, data=data, level=check.level, limits=check.limits
+                source,
+                made,
+                twin=twin,
+                data=data,
+                level=check.level,
+                limits=check.limits,
+                lossless=lossless,
             )
             if prepared is not source and verdict.status == "passed":
                 # The twin has computed weights as constants: that must be the same function.
@@ -300,6 +320,8 @@ def inspect(
             original = as_model(model)
         graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
         method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
+        with clock.stage("select"):
+            idle = without_effect(graph)
     return graph, Report(
         verb="inspect",
         input_path=str(original.path or ""),
@@ -315,6 +337,7 @@ def inspect(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
+        without_effect=idle,
     )
 
 

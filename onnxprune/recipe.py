@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load, serialize
+from onnxprune.lossless import lossless_plan
 from onnxprune.record import Copy, Mask, Removed
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.select import PruningPlan
@@ -39,6 +40,7 @@ class Options(_Part):
     """What was asked for, defaults filled in."""
 
     ratio: float | None = None
+    lossless: bool = False
     scope: Literal["local", "global"] = "local"
     importance: str = "auto"
     round_to: int = 1
@@ -175,6 +177,7 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         removed=tuple(map(_removed, surgery.removed)),
         masks=tuple(map(_mask, surgery.masks)),
         folded=surgery.folded,
+        restored=surgery.restored,
         rewritten=tuple(
             RewrittenEntry.model_validate(
                 {**change.what, "from": change.before, "to": change.after}
@@ -296,6 +299,8 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
             "the recipe was made for a model with other weight names or shapes",
             hint="give the model it was made for, or a retrained one",
         )
+    if recipe.options.lossless:
+        return _replay_lossless(graph, recipe)
     entries: dict[str, list[RemovedEntry]] = {}
     for entry in recipe.removed:
         if entry.role == "producer":
@@ -311,9 +316,26 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
     plan = PruningPlan(graph, keep, why)
     if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
         raise RecipeError("the recipe does not fit this model: other channels would go")
+    _warn_of_other_values(model, recipe)
+    return plan
+
+
+def _replay_lossless(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
+    """What has no effect is found again, since constants moved to biases follow from values."""
+    options = recipe.options
+    plan = lossless_plan(graph, ignore=options.ignore, only=options.only)
+    if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
+        raise RecipeError(
+            "the lossless recipe does not fit this model: other channels are without effect in it",
+            hint="run shrink --lossless on it",
+        )
+    _warn_of_other_values(graph.graph.source, recipe)
+    return plan
+
+
+def _warn_of_other_values(model: Model, recipe: Recipe) -> None:
     if digest(model) != recipe.input_sha256:
         _log.warning("the recipe was made for another file: same names and shapes, other values")
-    return plan
 
 
 def _positions(axis: WeightAxis, entries: Iterable[RemovedEntry]) -> Iterator[BoolArray]:

@@ -13,6 +13,7 @@ from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
+from onnxprune.lossless import lossless_plan
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
 from onnxprune.score import Scorer, score
@@ -21,6 +22,7 @@ from onnxprune.types import Limits, Shape
 
 AnyModel = Model | onnx.ModelProto | bytes | str | Path
 
+LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
 _LEVELS = ("none", "twin", "full")
 
 
@@ -54,11 +56,17 @@ class Request:
     allow_norm: bool
     input_shapes: Mapping[str, Shape]
     seed: int
+    lossless: bool = False
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
         """Input shapes to analyse at."""
         return self.input_shapes if self.recipe is None else self.recipe.options.input_shape
+
+    @property
+    def exactly(self) -> bool:
+        """Whether the result must equal the original itself."""
+        return self.lossless if self.recipe is None else self.recipe.options.lossless
 
     @property
     def analysis(self) -> Mode:
@@ -70,8 +78,14 @@ class Request:
     def plan(self, graph: DependencyGraph, clock: Clock) -> tuple[PruningPlan, str, str]:
         """The plan, the method that ranked, and why that one."""
         if self.recipe is not None:
+            options = self.recipe.options
+            method = LOSSLESS if options.lossless else options.importance
             with clock.stage("select"):
-                return replay(graph, self.recipe), self.recipe.options.importance, "from the recipe"
+                return replay(graph, self.recipe), method, "from the recipe"
+        if self.lossless:
+            with clock.stage("select"):
+                plan = lossless_plan(graph, ignore=self.ignore, only=self.only)
+            return plan, LOSSLESS, "only what has no effect goes"
         assert self.ratio is not None
         with clock.stage("score"):
             values = score(graph, self.importance, seed=self.seed)
@@ -97,7 +111,8 @@ class Request:
         return Options(
             ratio=self.ratio,
             scope=self.scope,  # type: ignore[arg-type]  # select checked it
-            importance=method,
+            lossless=self.lossless,
+            importance="auto" if self.lossless else method,
             round_to=self.round_to,
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,

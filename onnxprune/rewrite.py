@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnxprune.absorb import Absorber
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.io import Model
@@ -31,6 +32,7 @@ class Surgery:
     masks: tuple[Mask, ...]
     changes: tuple[Change, ...]
     folded: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
 
 
 def rewrite(model: Model, plan: PruningPlan) -> Model:
@@ -78,6 +80,9 @@ class _Surgeon:
         self._repair_attributes()
         self._repair_shapes()
         self._dims()
+        absorber = Absorber(self.graph, self.emitter, self.first)
+        for wanted in self.plan.absorbed:
+            absorber.absorb(wanted)
         merged = self.emitter.canonical()
         removed = tuple(
             entry
@@ -94,6 +99,7 @@ class _Surgeon:
             masks,
             tuple(self.writer.changes),
             self.graph.folded,
+            tuple(dict.fromkeys(absorber.changed)),
         )
 
     def _repair_shapes(self) -> None:

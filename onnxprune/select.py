@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.analyse import DependencyGraph
 from onnxprune.errors import UsageError
-from onnxprune.types import BalanceSet, Cell, ChannelGroup, Float64Array, IntArray
+from onnxprune.types import Absorption, BalanceSet, Cell, ChannelGroup, Float64Array, IntArray
 
 SCOPES = ("local", "global", "isomorphic")
 MAX_RATIO = 0.9  # most that `global` takes from any one group, unless told otherwise
@@ -28,11 +28,13 @@ class PruningPlan:
         graph: The analysis the plan was made on.
         keep: Positions of the units that stay, ascending, for each prunable group by id.
         why: One line for each group by id: what was done, or why nothing was.
+        absorbed: What dropped constants gave to the nodes that read them, to be made up for.
     """
 
     graph: DependencyGraph
     keep: Mapping[int, IntArray]
     why: Mapping[int, str] = field(default_factory=dict)
+    absorbed: tuple[Absorption, ...] = ()
 
     @property
     def removes(self) -> int:
@@ -117,6 +119,17 @@ def select(
 def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     """One pattern or several as a tuple: a string is one, not its letters."""
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def kept_whole(
+    graph: DependencyGraph, ignore: Sequence[str], only: Sequence[str]
+) -> dict[int, str]:
+    """Prunable groups that patterns keep whole, by id, and why.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+    """
+    return _ratios(graph, 0.0, ignore, only, {})[1]
 
 
 def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio: float) -> None:

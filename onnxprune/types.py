@@ -104,6 +104,26 @@ class BalanceSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Absorption:
+    """What dropped constant channels gave to a node that reads them, made up for in its constants.
+
+    Attributes:
+        node: Position of the node in ``Graph.nodes``.
+        bias: To be added to its output, shape (out,) before the cut; None where columns are added.
+        axis: Axis of its weight on which columns lie.
+        source, target: Columns that go, and the column each is added to, in the original's count.
+        factor: What each is multiplied by first.
+    """
+
+    node: int
+    bias: Float64Array | None = None
+    axis: int = 0
+    source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    target: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    factor: Float64Array = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
 class LayerStats:
     """Cost of one node. ``macs``: one multiply-accumulate for each weight use, bias not counted."""
 
@@ -251,6 +271,7 @@ class Report:
         warnings: What a person should know, in order.
         recipe: The recipe as JSON, {} where nothing was removed.
         written: Every file that was written.
+        without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
     """
 
     verb: str
@@ -269,3 +290,4 @@ class Report:
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict, repr=False)
     written: tuple[Path, ...] = ()
+    without_effect: int | None = None

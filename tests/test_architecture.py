@@ -19,14 +19,14 @@ ROOT = PACKAGE.parent
 ORDER = tuple(
     """
     errors types validate given io
-    effects fields moves rows
+    effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
     ops.plain ops.pool ops.reduce ops.contrib ops
-    runs trace survivors groups shapefix analyse
-    layers norms calibrate obs score select
-    record slices emit patches selections twin rewrite
+    runs trace survivors groups shapefix analyse bounds
+    layers norms calibrate obs score select lossless
+    record slices emit patches selections absorb twin rewrite
     cost budget aim recipe
     drift verify
     report report.clock report.model report.ops report.build report.schemas report.tables

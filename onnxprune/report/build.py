@@ -137,6 +137,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         seconds={stage: round(spent, 4) for stage, spent in report.seconds.items()},
         peak_memory_bytes=report.peak_memory_bytes,
         warnings=list(report.warnings),
+        without_effect=report.without_effect,
     )
     return found.model_dump(mode="json", by_alias=True)
 

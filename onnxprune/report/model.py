@@ -100,3 +100,4 @@ class ReportJson(_Part):
     seconds: dict[str, float]
     peak_memory_bytes: int
     warnings: list[str]
+    without_effect: int | None

@@ -58,6 +58,9 @@ def inspect_report(
         f"{_groups(report)}, {free} can be pruned · " + (how if free else report.importance_why)
     )
     yield _line(f"{_totals(report.before)} · at {_shapes(report)}")
+    if report.without_effect:
+        counted = "channel has" if report.without_effect == 1 else "channels have"
+        yield _line(f"{report.without_effect} {counted} no effect: shrink --lossless removes them")
 
 
 def compare_report(report: Report) -> Iterable[RenderableType]:
@@ -214,6 +217,8 @@ def _verdict(report: Report) -> str:
             return "not verified: untestable"
     if report.exact is False:
         return "not exact: statistics of a normalisation changed"
+    if report.importance == "lossless":
+        return "equals the original"
     return "twin ok" if report.verdict.twin else "loads and runs"
 
 

@@ -141,8 +141,8 @@ def test_weights_that_are_not_numbers_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either a ratio or a recipe"),
-        ({"ratio": 0.5, "recipe": "r.json"}, "either a ratio or a recipe"),
+        ({}, "one of ratio, lossless and recipe"),
+        ({"ratio": 0.5, "recipe": "r.json"}, "one of ratio, lossless and recipe"),
         ({"ratio": 1}, "ratio is 1"),
         ({"ratio": -1e-9}, "ratio is -1e-09"),
         ({"ratio": 0.5, "restore": "auto"}, "only none exists"),

@@ -1,0 +1,434 @@
+"""Channels that provably have no effect, and the plan that removes them.
+
+A channel may go where every weight that reads it is zero, or reads only into channels that have no
+effect themselves, or where the channel is a constant. A constant of 0 vanishes; any other moves to
+the bias of what reads it. Beneath zero padding it makes a border instead, which no bias can make:
+there constant channels are gathered into one of them, which stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxprune import fields
+from onnxprune.bounds import Bounds, find_bounds, pads
+from onnxprune.graph import Node
+from onnxprune.groups import NOT_READ, DependencyGraph, constraints, units_to_drop
+from onnxprune.select import PruningPlan, kept_whole
+from onnxprune.shapefix import repairs
+from onnxprune.survivors import Survivors
+from onnxprune.types import (
+    Absorption,
+    BalanceSet,
+    BoolArray,
+    Cell,
+    ChannelGroup,
+    Float64Array,
+    IntArray,
+)
+
+# What it takes to remove a channel: it is gone already … it cannot be removed.
+_GONE, _FREE, _ABSORBED, _GATHERED, _NEEDED = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A node whose constant weight reads channels.
+
+    Attributes:
+        node: The node.
+        weight: Input position of the weight.
+        axis: Axis of the weight that reads.
+        along: Axis of the data that is read.
+        read: Label of each input channel, 0 where it stays; shape (in,).
+        made: Label of each output channel; shape (out,).
+        group: Groups of channels the weight reads apart from one another.
+        value: What each input channel always is, NaN where it varies; shape (in,).
+        even: A constant input gives a constant output, which a bias can give as well.
+    """
+
+    node: Node
+    weight: int
+    axis: int
+    along: int
+    read: IntArray
+    made: IntArray
+    group: int
+    value: Float64Array
+    even: bool
+
+
+def lossless_plan(
+    graph: DependencyGraph, *, ignore: Sequence[str] = (), only: Sequence[str] = ()
+) -> PruningPlan:
+    """The plan that removes every channel without effect that can be removed.
+
+    Args:
+        graph: From ``analyse``.
+        ignore: Patterns; groups whose producers match are kept whole.
+        only: Patterns; groups without a matching producer are kept whole.
+
+    Returns:
+        The plan, with what its constant channels contributed in ``absorbed``; its graph also has
+        the groups that no weight reads among the prunable ones. Rows that must keep equal counts
+        drop as many as all of them can, and no group is emptied.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+    """
+    wide = _with_unread(graph)
+    plan = _Search(wide).plan(kept_whole(wide, ignore, only))
+    if wide is graph or _fits(plan):
+        return plan
+    return _Search(graph).plan(kept_whole(graph, ignore, only))
+
+
+def without_effect(graph: DependencyGraph) -> int:
+    """Channels that ``lossless_plan`` removes, counted along the producers' axis."""
+    plan = lossless_plan(graph)
+    return sum(
+        int((~np.isin(group.producers[0].unit, plan.keep[group.id])).sum())
+        for group in plan.graph.prunable
+    )
+
+
+def _with_unread(graph: DependencyGraph) -> DependencyGraph:
+    """The same graph, groups that no weight reads free to be cut unless they share rows."""
+    rows = [constraint.labels.reshape(-1) for constraint in constraints(graph.tracer)]
+    bound = np.concatenate([np.zeros(0, np.int64), *rows])
+    free = [
+        group.id
+        for group in graph.groups
+        if group.frozen == NOT_READ and not np.isin(group.classes, bound).any()
+    ]
+    if not free:
+        return graph
+    groups = tuple(replace(g, frozen=None) if g.id in free else g for g in graph.groups)
+    alone = [Cell(g.id, np.arange(g.size), 1) for g in groups if g.id in free]
+    sets = (*graph.balance_sets, *(BalanceSet((cell,), 1) for cell in alone))
+    return replace(graph, groups=groups, balance_sets=sets)
+
+
+def _fits(plan: PruningPlan) -> bool:
+    """Whether a cut that the analysis did not try leaves boxes in order and writable shapes."""
+    tracer = plan.graph.tracer
+    left = [Survivors(trace, plan.graph.dead(plan.keep)) for trace in tracer.traces]
+    return not any(one.misfits(tracer) for one in left) and not repairs(tracer, left).misfits
+
+
+@dataclass
+class _Search:
+    """The search for channels without effect.
+
+    Attributes:
+        graph: The analysis.
+        bounds: Values that tensors can take.
+        sites: Nodes that read channels with a constant weight.
+        opaque: Labels of channels that something else reads.
+        needed: For each site, which of its inputs an output that counts reads.
+        unread: By label: nothing that has an effect reads it.
+        settled: By label: outputs that did not count when ``needed`` was found; None before.
+        into: By group: label of the constant channel that takes in the others.
+    """
+
+    graph: DependencyGraph
+    bounds: Bounds = field(init=False)
+    sites: list[_Site] = field(init=False)
+    opaque: IntArray = field(init=False)
+    needed: list[BoolArray] = field(init=False)
+    unread: BoolArray = field(init=False)
+    settled: BoolArray | None = None
+    into: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.table = self.graph.tracer.table
+        self.trace = self.graph.tracer.traces[0]
+        self.bounds = find_bounds(self.graph)
+        self.sites = list(self._sites())
+        self.opaque = self._opaque()
+        self.needed = [np.ones(site.read.size, np.bool_) for site in self.sites]
+        self.unread = np.zeros(self.table.size, np.bool_)
+
+    # -- who reads what ------------------------------------------------------------------------
+
+    def _sites(self) -> Iterator[_Site]:
+        graph = self.graph.graph
+        for node in graph.nodes:
+            if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+                continue
+            constant = [name in graph.derived for name in node.inputs[:2]]
+            if sum(constant) == 1:
+                site = self._site(node, constant.index(True))
+                if site is not None:
+                    yield site
+
+    def _site(self, node: Node, weight: int) -> _Site | None:
+        data = node.inputs[1 - weight]
+        shapes = [self.bounds.env.shape(name) for name in (data, node.inputs[weight])]
+        x, w = shapes
+        if x is None or w is None or self.bounds.env.shape(node.outputs[0]) is None:
+            return None
+        group, even = 1, False
+        match node.op_type:
+            case "Conv" if weight == 1:
+                axes, group = (1, 1, 1), node.int("group", 1)
+                even = not pads(node, w[2:])
+            case "ConvTranspose" if weight == 1:
+                axes, group = (1, 0, 1), node.int("group", 1)
+            case "Gemm" if weight == 1:
+                axes = (0 if node.int("transA", 0) else 1, 1 if node.int("transB", 0) else 0, 1)
+                even = _takes_bias(node)
+            case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
+                axes, even = (len(x) - 1, 0, len(x) - 1), True
+            case "MatMul" if len(w) == 2 and len(x) >= 2:
+                axes = (len(x) - 2, 1, len(x) - 2)
+            case _:
+                return None
+        bias = node.inputs[2] if len(node.inputs) > 2 else ""
+        value = self.bounds.along(data, axes[0])
+        assert value is not None
+        return _Site(
+            node,
+            weight,
+            axes[1],
+            axes[0],
+            self._labels(data, axes[0]),
+            self._labels(node.outputs[0], axes[2]),
+            group,
+            np.where(value.constant, value.low, np.nan),
+            even and (not bias or bias in self.graph.graph.derived),
+        )
+
+    def _labels(self, name: str, axis: int) -> IntArray:
+        """Label of each index of an axis, 0 where it has none of its own."""
+        shape = self.bounds.env.shape(name) or ()
+        for f in self.trace.fields.get(name, ()):
+            if fields.varying(f) == (axis,):
+                return -self.table.classes(f).reshape(-1)
+        return np.zeros(shape[axis], np.int64)
+
+    def _taps(self, site: _Site) -> Float64Array:
+        """The weight as (group, out / group, in / group, taps)."""
+        array = self.bounds.values.read(site.node.inputs[site.weight])
+        assert array is not None
+        weight = array.astype(np.float64)
+        group = site.group
+        match site.node.op_type:
+            case "Conv":
+                return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+            case "ConvTranspose":
+                split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+                return split.transpose(0, 2, 1, 3)
+        return (weight if site.axis == 1 else weight.T)[None, :, :, None]
+
+    def _opaque(self) -> IntArray:
+        """Labels of channels that are read in a way nothing here understands."""
+        known = {site.node.index for site in self.sites}
+        found = [np.zeros(0, np.int64)]
+        for birth in self.table.births:
+            slots = np.arange(birth.base, birth.base + birth.size)
+            consuming = slots[self.graph.tracer.consuming[slots]]
+            if consuming.size and not self._readers(birth.leaf) <= known:
+                found.append(self.table.labels[consuming])
+        for contraction in self.trace.contractions:
+            effect = contraction.effect
+            labels = -self.table.classes(effect.field).reshape(-1)
+            zero = [self._zero_labels(name) for name in contraction.node.inputs[:2]]
+            found.append(np.setdiff1d(labels, np.concatenate(zero)))
+        for site in self.sites:
+            if site.node.outputs[0] in self.bounds.wild:
+                found.append(site.read)  # 0 times NaN is NaN
+            found += [
+                -self.table.classes(f).reshape(-1)
+                for f in self.trace.fields.get(site.node.inputs[1 - site.weight], ())
+                if f.shape[site.along] > 1 and len(fields.varying(f)) > 1
+            ]
+        return np.unique(np.concatenate(found))
+
+    def _readers(self, name: str) -> set[int]:
+        """Nodes that read a constant as data, past those that only present it."""
+        graph = self.graph.graph
+        found: set[int] = set()
+        for node, _ in graph.consumers.get(name, ()):
+            if any(output in graph.derived for output in node.outputs):
+                for output in node.outputs:
+                    found |= self._readers(output)
+            elif node.op_type != "Shape":
+                found.add(node.index)
+        return found
+
+    def _zero_labels(self, name: str) -> IntArray:
+        """Labels of which every element of a tensor is 0."""
+        found = self.bounds.of(name)
+        zero = [np.zeros(0, np.int64)]
+        for f in self.trace.fields.get(name, ()):
+            labels = -self.table.classes(f)
+            if found is not None:
+                moving = fields.varying(f)
+                flat = found.hull([a for a in range(found.rank) if a not in moving])
+                nothing = np.broadcast_to(flat.zero, labels.shape)
+                zero.append(np.setdiff1d(labels[nothing], labels[~nothing]))
+        return np.concatenate(zero)
+
+    # -- what may go ---------------------------------------------------------------------------
+
+    def _update(self, gone: BoolArray) -> None:
+        """Find again what is needed, now that some channels are gone.
+
+        Nothing that an output reads counts once that output is gone or has no effect itself.
+        """
+        due = [n for n, site in enumerate(self.sites) if self._news(site, gone | self.unread)]
+        while due:
+            for number in due:
+                self.needed[number] = self._reads(self.sites[number], gone | self.unread)
+            self.settled = gone | self.unread
+            needed = np.zeros(self.table.size, np.bool_)
+            needed[self.opaque] = True
+            for site, reads in zip(self.sites, self.needed, strict=True):
+                needed[site.read[reads]] = True
+            self.unread = ~needed & ~self.table.frozen[: self.table.size]
+            due = [n for n, site in enumerate(self.sites) if self._news(site, gone | self.unread)]
+
+    def _news(self, site: _Site, ignored: BoolArray) -> bool:
+        """Whether a site was last looked at when more of its outputs counted."""
+        return self.settled is None or bool((ignored & ~self.settled)[site.made].any())
+
+    def _reads(self, site: _Site, ignored: BoolArray) -> BoolArray:
+        """Which inputs of a site some output that counts reads."""
+        nonzero = (self._taps(site) != 0).any(axis=-1)
+        made = site.made.reshape(site.group, -1, 1)
+        read = site.read.reshape(site.group, 1, -1)
+        # What a depthwise filter makes goes together with what it reads.
+        counts = ~ignored[made] & ((made != read) | (made == 0))
+        return np.asarray((nonzero & counts).any(axis=1).reshape(-1))
+
+    def _efforts(self) -> IntArray:
+        """What it takes to remove each label: one of ``_FREE`` … ``_NEEDED``."""
+        effort = np.full(self.table.size, _FREE)
+        effort[self.opaque] = _NEEDED
+        for site, reads in zip(self.sites, self.needed, strict=True):
+            worth = np.full(site.read.size, _NEEDED)
+            if site.even or self._gathers(site):
+                worth[np.isfinite(site.value)] = _ABSORBED if site.even else _GATHERED
+            worth[(site.value == 0) | ~reads] = _FREE
+            np.maximum.at(effort, site.read, worth)
+        return effort
+
+    def _gathers(self, site: _Site) -> bool:
+        """Whether columns of a site's weight can be added to one of them."""
+        constant = self.graph.graph.constants.get(site.node.inputs[site.weight])
+        alone = constant is not None and constant.pinned is None
+        labels = site.read[site.read != 0]
+        distinct = np.unique(labels).size == labels.size
+        return alone and distinct and site.group == 1 and self._is_float(site)
+
+    def _is_float(self, site: _Site) -> bool:
+        name = site.node.inputs[site.weight]
+        weight = self.graph.graph.constants[name].weight
+        single = len(self.graph.graph.consumers.get(name, ())) == 1
+        return single and (weight.dtype.kind == "f" or weight.dtype.name == "bfloat16")
+
+    def plan(self, whole: Mapping[int, str]) -> PruningPlan:
+        """The plan: what goes may free others, so this repeats until nothing more goes."""
+        groups = self.graph.prunable
+        keep = {group.id: np.ones(group.size, np.bool_) for group in groups}
+        gone = np.zeros(self.table.size, np.bool_)
+        while True:
+            self._update(gone)
+            effort = self._efforts()
+            for group in groups:
+                self._gather(group, effort)
+            effort[gone] = _GONE
+            for balance in self.graph.balance_sets:
+                if not any(cell.group in whole for cell in balance.cells):
+                    self._drop(balance, effort, keep)
+            before = gone.copy()
+            for group in groups:
+                gone[group.classes[~keep[group.id]]] = True
+            if (gone == before).all():
+                break
+        why = {group.id: whole.get(group.id) or _why(group, keep[group.id]) for group in groups}
+        kept = {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
+        return PruningPlan(self.graph, kept, why, tuple(self._absorbed(gone)))
+
+    def _gather(self, group: ChannelGroup, effort: IntArray) -> None:
+        """Choose the constant channel that takes in the other ones of its group, or keep all.
+
+        Once chosen it stays.
+        """
+        labels = group.classes[effort[group.classes] == _GATHERED]
+        if not labels.size:
+            return
+        taken = self.into.get(group.id)
+        options = labels if taken is None else np.array([taken])
+        least = self._least(options, labels)
+        best = int(np.argmax(least))
+        if least[best] > 0:
+            self.into[group.id] = int(options[best])
+            effort[options[best]] = _NEEDED
+        else:
+            effort[labels] = _NEEDED
+
+    def _least(self, options: IntArray, labels: IntArray) -> Float64Array:
+        """Least absolute value of each option over all sites that read one of ``labels``."""
+        least = np.full(options.size, np.inf)
+        for site, reads in zip(self.sites, self.needed, strict=True):
+            if site.even or not (np.isin(site.read, labels) & reads & (site.value != 0)).any():
+                continue
+            place = {int(label): k for k, label in enumerate(site.read) if label}
+            at = np.array([place.get(int(label), -1) for label in options])
+            value = np.where(at >= 0, np.abs(np.nan_to_num(site.value[at])), 0.0)
+            least = np.minimum(least, value)
+        return least
+
+    def _drop(self, balance: BalanceSet, effort: IntArray, keep: Mapping[int, BoolArray]) -> None:
+        """Drop as many units of each cell as all cells of its set can."""
+        orders, most = [], []
+        for cell in balance.cells:
+            efforts = effort[self.graph.groups[cell.group].classes[cell.units]]
+            orders.append(np.argsort(efforts, kind="stable"))
+            most.append(min(int((efforts < _NEEDED).sum()), cell.units.size - 1))
+        widest = max(cell.units.size * cell.slots for cell in balance.cells)
+        for slots in range(widest, 0, -1):
+            drops = [units_to_drop(cell, balance.step, slots / widest) for cell in balance.cells]
+            if all(drop <= can for drop, can in zip(drops, most, strict=True)):
+                for cell, order, drop in zip(balance.cells, orders, drops, strict=True):
+                    keep[cell.group][cell.units[order[:drop]]] = False
+                return
+
+    def _absorbed(self, gone: BoolArray) -> Iterator[Absorption]:
+        """What the dropped constants gave to each site."""
+        into = np.zeros(self.table.size, np.int64)
+        for identifier, label in self.into.items():
+            into[self.graph.groups[identifier].classes] = label
+        for site, reads in zip(self.sites, self.needed, strict=True):
+            dropped = gone[site.read] & reads & (np.nan_to_num(site.value) != 0)
+            if not dropped.any():
+                continue
+            if site.even:
+                weight = self._taps(site).sum(axis=-1)
+                value = np.where(dropped, site.value, 0).reshape(site.group, -1, 1)
+                yield Absorption(site.node.index, bias=(weight @ value).reshape(-1))
+                continue
+            place = {int(label): k for k, label in enumerate(site.read)}
+            source = np.flatnonzero(dropped)
+            target = np.array([place[int(label)] for label in into[site.read[source]]])
+            factor = site.value[source] / site.value[target]
+            yield Absorption(
+                site.node.index, axis=site.axis, source=source, target=target, factor=factor
+            )
+
+
+def _why(group: ChannelGroup, kept: BoolArray) -> str:
+    gone = group.size - int(kept.sum())
+    return f"{gone} of {group.size} without effect" if gone else "no channel is without effect"
+
+
+def _takes_bias(node: Node) -> bool:
+    """Whether what is added to a Gemm's third input reaches its output."""
+    given = len(node.inputs) > 2 and bool(node.inputs[2])
+    beta = node.attributes.get("beta")
+    return not given or beta is None or beta.f != 0
