@@ -49,6 +49,7 @@ def select(
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
+    group_ratios: Mapping[int, float] | None = None,
     comparable: bool = False,
 ) -> PruningPlan:
     """Choose what stays.
@@ -64,6 +65,8 @@ def select(
         ignore: Patterns; groups whose producers match are kept whole.
         only: Patterns; groups without a matching producer are kept whole.
         ratio_for: Another ratio for groups whose producers match a pattern.
+        group_ratios: Another ratio for groups by id, before any pattern; such as a sensitivity
+            run allows.
         comparable: Importances compare across groups as they are; else each group's are divided
             by their mean before ``global`` ranks them.
 
@@ -77,7 +80,8 @@ def select(
         Torch-Pruning; rounding within the ranking as in DESIGN §6.
     """
     _check(ratio, scope, round_to, min_channels, max_ratio)
-    ratios, why = _ratios(graph, ratio, ignore, only, ratio_for or {})
+    start = {group.id: (group_ratios or {}).get(group.id, ratio) for group in graph.prunable}
+    ratios, why = _ratios(graph, start, ignore, only, ratio_for or {})
     chosen = _Chooser(graph, importance, round_to, min_channels)
     if scope == "global":
         chosen.cut_global(ratios, max_ratio, comparable=comparable)
@@ -106,12 +110,12 @@ def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio
 
 def _ratios(
     graph: DependencyGraph,
-    ratio: float,
+    start: Mapping[int, float],
     ignore: Sequence[str],
     only: Sequence[str],
     ratio_for: Mapping[str, float],
 ) -> tuple[dict[int, float], dict[int, str]]:
-    ratios = {group.id: ratio for group in graph.prunable}
+    ratios = dict(start)
     why: dict[int, str] = {}
     for pattern, special in ratio_for.items():
         if not 0 <= special < 1:
