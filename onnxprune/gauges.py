@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.functions import UserFunction
 from onnxprune.types import AnyArray, Float64Array, IntArray
 
+Measure: TypeAlias = Literal["drift", "top1", "metric"]
 Outputs = Mapping[str, AnyArray]
 
 
@@ -39,7 +41,7 @@ class Gauge:
     metric: UserFunction | None = None
 
     @property
-    def measure(self) -> str:
+    def measure(self) -> Measure:
         """``drift``, ``top1`` or ``metric``."""
         if self.metric is not None:
             return "metric"
@@ -56,7 +58,7 @@ class Gauge:
         return figure if self.measure == "drift" else baseline - figure
 
 
-def read_labels(path: str, samples: int, step: int) -> AnyArray:
+def read_labels(path: Path | str, samples: int, step: int) -> AnyArray:
     """Labels from an ``.npy`` file.
 
     Args:

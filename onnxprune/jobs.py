@@ -6,6 +6,7 @@ is small. A worker that dies costs the item it was at, which another one then do
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Protocol, TypeVar
@@ -55,6 +56,7 @@ _opened: list[Callable[[int], object]] = []  # what this process was started for
 
 
 def _start(study: Study[object], threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a traceback
     _opened[:] = [study.open(threads)]
 
 
@@ -69,20 +71,20 @@ def _in_processes(study: Study[R], items: Sequence[int], jobs: int) -> Iterator[
 
     threads = max(1, usable_cores() // jobs)
     # Threads of the runtime do not survive a fork, so processes are started afresh.
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(study, threads)
-    ) as pool:
+    )
+    try:
         futures = {pool.submit(_do, item): item for item in items}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()  # type: ignore[misc]  # what study gives
-        except BrokenProcessPool as error:
-            raise VerificationError(
-                "a worker process died, perhaps for want of memory",
-                hint="--resume goes on from here; try fewer --jobs",
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(futures):
+            yield futures[future], future.result()  # type: ignore[misc]  # what study gives
+    except BrokenProcessPool as error:
+        raise VerificationError(
+            "a worker process died, perhaps for want of memory",
+            hint="--resume goes on from here; try fewer --jobs",
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # -- Dask ------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def shrink(
             check = Check(verify, limits, _given_data(data, original), seed)
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
-            raise UnsupportedModelError(_nothing_prunable(graph))
+            raise UnsupportedModelError(nothing_prunable(graph))
         plan, method, why = asked.plan(graph, clock)
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -185,7 +185,7 @@ def _analyse(
     return found
 
 
-def _nothing_prunable(graph: DependencyGraph) -> str:
+def nothing_prunable(graph: DependencyGraph) -> str:
     """Why no group may be cut, the commonest reasons first."""
     if not graph.groups:
         return "nothing can be pruned: no Conv, Gemm or MatMul has a constant weight"

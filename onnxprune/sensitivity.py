@@ -187,6 +187,16 @@ def baseline(graph: DependencyGraph, batches: Iterable[Batch], gauge: Gauge) -> 
     return tally.result()
 
 
-def portable(model: Model) -> Path | bytes:
-    """What another process makes the same model of: its path, or all of it where it has none."""
-    return model.path.resolve() if model.path is not None else serialize(model)
+def portable(model: Model, *, shipped: bool) -> Path | bytes:
+    """What another process makes the same model of: its path, or where that will not do all of it.
+
+    Args:
+        model: The model.
+        shipped: The process may be on another machine.
+
+    Raises:
+        UsageError: All of it is more than 2 GiB.
+    """
+    if model.path is None or shipped:
+        return serialize(model)
+    return model.path.resolve()

@@ -29,9 +29,10 @@ ORDER = tuple(
     record emit patches selections twin rewrite
     cost recipe
     drift verify
-    functions gauges cluster jobs suffix sensitivity
+    functions gauges cluster jobs suffix sensitivity curves sweep
     report report.clock report.model report.ops report.build report.schemas report.tables
-    request pipeline
+    report.plots report.studies
+    request pipeline studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
