@@ -261,6 +261,18 @@ def shrink(
         list[str] | None,
         typer.Option("--ratio-for", metavar="GLOB=R", help="Another ratio for some groups."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity",
+            metavar="FILE",
+            help="Take of each group what --max-loss allows, at most --ratio if given.",
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option("--max-loss", metavar="X", help="Most a group may lose, by --sensitivity."),
+    ] = None,
     attention: AttentionMode = Attention.heads,
     allow_norm: AllowNorm = False,
     restore: Annotated[
@@ -300,7 +312,7 @@ def shrink(
     debug: Debug = False,
 ) -> None:
     """Remove the least important channels, prove the result right, and write a smaller model."""
-    if (ratio is None) == (recipe is None):
+    if (ratio is None and sensitivity is None) == (recipe is None):
         raise UsageError("give one of --ratio and --recipe", hint="--ratio 0.5")
     if recipe is not None:
         _refuse_beside_recipe(
@@ -312,6 +324,7 @@ def shrink(
             ignore=ignore,
             only=only,
             ratio_for=ratio_for,
+            max_loss=max_loss,
             attention=attention is not Attention.heads,
             allow_norm=allow_norm,
             input_shape=input_shape,
@@ -332,6 +345,8 @@ def shrink(
             ignore=ignore or (),
             only=only or (),
             ratio_for=_ratios(ratio_for),
+            sensitivity=sensitivity,
+            max_loss=max_loss,
             attention=attention.value,
             allow_norm=allow_norm,
             restore=restore.value,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,10 +22,11 @@ from onnxprune.errors import UsageError
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Measure
 from onnxprune.groups import DependencyGraph
-from onnxprune.recipe import layout
+from onnxprune.recipe import digest, layout
 from onnxprune.sensitivity import Point
 from onnxprune.types import AnyArray
 
+_log = logging.getLogger(__name__)
 _ATTENTION = Literal["heads", "dims", "none"]
 
 
@@ -217,6 +220,46 @@ def done_before(path: Path | str, run: Sensitivity) -> dict[tuple[int, ...], Cur
     return {tuple(group.id for group in entry.groups): entry for entry in before.groups}
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """A result file and how much may be lost by it.
+
+    Attributes:
+        found: What the file holds.
+        sha256: Of the file.
+        max_loss: Most that any one group may lose: of drift, accuracy, or the metric.
+    """
+
+    found: Sensitivity
+    sha256: str
+    max_loss: float
+
+    @classmethod
+    def read(cls, path: Path | str, max_loss: float) -> Allowance:
+        """Read a file.
+
+        Raises:
+            UsageError: It is no complete result, or ``max_loss`` is negative.
+        """
+        found = read(path)
+        if not max_loss >= 0:
+            raise UsageError(f"max-loss is {max_loss:g}", hint="give 0 or more")
+        if not found.complete:
+            raise UsageError(f"'{path}' is not complete", hint="finish it with --resume")
+        return cls(found, hashlib.sha256(Path(path).read_bytes()).hexdigest(), max_loss)
+
+    def ratios(
+        self, graph: DependencyGraph, importance: str, most: float | None
+    ) -> dict[int, float]:
+        """As ``allowed_ratios``, with a warning where the ranking was another."""
+        if importance != self.found.importance:
+            _log.warning(
+                "groups were measured with importance %s and are cut by %s",
+                self.found.importance, importance,
+            )  # fmt: skip
+        return allowed_ratios(self.found, graph, self.max_loss, most=most)
+
+
 # -- what it allows --------------------------------------------------------------------------------
 
 
@@ -232,17 +275,15 @@ def allowed_ratios(
         most: No ratio is above this.
 
     Raises:
-        UsageError: The result is of another model or not complete, or ``max_loss`` is negative.
+        UsageError: The result is of another model.
     """
-    if not max_loss >= 0:
-        raise UsageError(f"max-loss is {max_loss:g}", hint="give 0 or more")
-    if not found.complete:
-        raise UsageError("the sensitivity run is not complete", hint="finish it with --resume")
     if found.model.layout_sha256 != layout(graph.graph.source):
         raise UsageError(
             "the sensitivity file was made for a model with other weight names or shapes",
             hint="run `onnxprune sensitivity` on this one",
         )
+    if found.model.sha256 != digest(graph.graph.source):
+        _log.warning("the sensitivity file is of another file: same names and shapes, other values")
     ratios: dict[int, float] = {}
     known = {(g.id, g.name, g.size): entry for entry in found.groups for g in entry.groups}
     for group in graph.prunable:

@@ -70,9 +70,9 @@ def sweep_plot(found: Sweep, path: Path) -> None:
     quality.set_ylabel(SPELLED[found.measure])
     quality.set_title(found.data)
     first = found.points[0]
-    for name in ("params", "macs", "latency_ms"):
+    for name, label in (("params", "params"), ("macs", "MACs"), ("latency_ms", "latency")):
         left = [100 * getattr(p, name) / (getattr(first, name) or 1) for p in found.points]
-        cost.plot(ratios, left, marker="o", label=name.removesuffix("_ms"))
+        cost.plot(ratios, left, marker="o", label=label)
     cost.set_ylabel(f"% of ratio {first.ratio:g}")
     cost.set_ylim(bottom=0)
     cost.legend()
