@@ -66,12 +66,13 @@ def in_cluster(study: Any, items: Sequence[int], address: str) -> Iterator[tuple
                 f"the Dask scheduler at '{address}' has no worker", hint=f"dask worker {address}"
             )
         client.register_plugin(StudyPlugin(study), name=name)
+        futures = []
         try:
-            futures = [
+            futures += [
                 client.submit(_do, name, item, pure=False, retries=_RETRIES) for item in items
             ]
             number = {future.key: item for future, item in zip(futures, items, strict=True)}
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=client.loop):
                 yield number[future.key], future.result()
         except KilledWorker as error:
             raise VerificationError(
@@ -79,4 +80,5 @@ def in_cluster(study: Any, items: Sequence[int], address: str) -> Iterator[tuple
                 hint="--resume goes on from here",
             ) from error
         finally:
+            client.cancel(futures)
             client.unregister_worker_plugin(name)

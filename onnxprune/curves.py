@@ -211,12 +211,16 @@ def done_before(path: Path | str, run: Sensitivity) -> dict[tuple[int, ...], Cur
     """
     before = read(path)
     old, new = before.as_json(), run.as_json()
-    for name in new:
-        if name not in _GROWING and old[name] != new[name]:
-            raise UsageError(
-                f"'{path}' cannot be gone on with: its {name} is another",
-                hint="--force starts afresh",
-            )
+    differing = [
+        name for name in new if name not in _GROWING | {"model"} and old[name] != new[name]
+    ]
+    if before.model.sha256 != run.model.sha256:  # the file may have been moved
+        differing.insert(0, "model")
+    if differing:
+        raise UsageError(
+            f"'{path}' cannot be gone on with: it was made with another {differing[0]}",
+            hint="--force starts afresh",
+        )
     return {tuple(group.id for group in entry.groups): entry for entry in before.groups}
 
 
