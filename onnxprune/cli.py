@@ -99,7 +99,11 @@ Shapes: TypeAlias = Annotated[
 ]
 Labels: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--labels", metavar="Y.npy", help="Class of each sample: measure top-1 accuracy."),
+    typer.Option(
+        "--labels",
+        metavar="Y.npy",
+        help="Class of each sample (or FILE.npz with labels): measure accuracy.",
+    ),
 ]
 Metric: TypeAlias = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class Gauge:
 
 
 def read_labels(path: Path | str, samples: int, step: int) -> AnyArray:
-    """Labels from an ``.npy`` file.
+    """Labels from an ``.npy`` file, or from the array ``labels`` of an ``.npz`` file.
 
     Args:
         path: The file.
@@ -69,14 +70,16 @@ def read_labels(path: Path | str, samples: int, step: int) -> AnyArray:
     Raises:
         UsageError: It cannot be read, or has another number of entries.
     """
+    hint = "np.save(path, array) writes such a file"
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(
-            f"cannot read labels from '{path}'", hint="np.save(path, array) writes such a file"
-        ) from error
-    if not isinstance(labels, np.ndarray) or labels.ndim == 0:
-        raise UsageError(f"'{path}' is not an .npy file with one entry for each sample")
+        held = np.load(path, allow_pickle=False)
+        labels = held["labels"] if isinstance(held, np.lib.npyio.NpzFile) else held
+    except KeyError:
+        raise UsageError(f"'{path}' has no array 'labels'", hint=hint) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read labels from '{path}'", hint=hint) from error
+    if labels.ndim == 0:
+        raise UsageError(f"'{path}' holds no array with an entry for each sample", hint=hint)
     if not samples <= len(labels) < samples + max(step, 1):
         raise UsageError(f"'{path}' has {len(labels)} labels for {samples} samples")
     return labels[:samples]

@@ -31,10 +31,7 @@ def sensitivity_report(found: Sensitivity, written: str | None = None) -> Iterab
     start = (
         "" if found.measure == "drift" else f"loss of {what}, original {_figure(found.baseline)}"
     )
-    yield Text(
-        f"{start or what} on {_inputs(found.data)} · importance {found.importance} · "
-        f"{found.seconds:.1f} s"
-    )
+    yield Text(f"{start or what} on {_inputs(found.data)} · importance {found.importance}")
     if written is not None:
         path = found.model.path or "MODEL"
         yield Text(f"next: onnxprune shrink {path} --sensitivity {written} --max-loss 0.01")

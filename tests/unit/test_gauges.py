@@ -96,6 +96,11 @@ def test_labels_must_be_as_many_as_samples(tmp_path: Path) -> None:
     for samples in (11, 6):
         with pytest.raises(UsageError, match=f"10 labels for {samples} samples"):
             read_labels(path, samples, 4)
+    np.savez(tmp_path / "y.npz", x=np.ones(2), labels=np.arange(3))
+    assert read_labels(tmp_path / "y.npz", 3, 1).tolist() == [0, 1, 2]
+    np.savez(tmp_path / "z.npz", x=np.ones(2))
+    with pytest.raises(UsageError, match="no array 'labels'"):
+        read_labels(tmp_path / "z.npz", 2, 1)
     (tmp_path / "bad.npy").write_text("no")
     with pytest.raises(UsageError, match="cannot read labels"):
         read_labels(tmp_path / "bad.npy", 1, 1)
