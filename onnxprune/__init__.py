@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from onnxprune.score import score as score
     from onnxprune.select import PruningPlan as PruningPlan
     from onnxprune.select import select as select
+    from onnxprune.studies import sensitivity as sensitivity
+    from onnxprune.studies import sweep as sweep
     from onnxprune.twin import masked_twin as masked_twin
     from onnxprune.types import Limits as Limits
     from onnxprune.types import Report as Report
@@ -62,6 +64,8 @@ _HOME = {
     "score": "score",
     "PruningPlan": "select",
     "select": "select",
+    "sensitivity": "studies",
+    "sweep": "studies",
     "Limits": "types",
     "Report": "types",
     "Verdict": "types",
@@ -91,7 +95,9 @@ __all__ = [
     "save",
     "score",
     "select",
+    "sensitivity",
     "shrink",
+    "sweep",
     "verify",
 ]
 

@@ -89,6 +89,8 @@ class SchemaName(StrEnum):
 
     report = "report"
     recipe = "recipe"
+    sensitivity = "sensitivity"
+    sweep = "sweep"
 
 
 class _Command(TyperCommand):
@@ -141,6 +143,25 @@ Shapes: TypeAlias = Annotated[
         help="Concrete shape of a symbolic input; repeatable.",
         show_default=False,
     ),
+]
+Labels: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="Y.npy",
+        help="Class of each sample (or FILE.npz with labels): measure accuracy.",
+    ),
+]
+Metric: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="path.py:function",
+        help="Measure function(outputs, labels); higher is better.",
+    ),
+]
+Plot: TypeAlias = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .png or .svg.")
 ]
 DataPath: TypeAlias = Annotated[
     Path | None,
@@ -311,6 +332,18 @@ def shrink(
         list[str] | None,
         typer.Option("--ratio-for", metavar="GLOB=R", help="Another ratio for some groups."),
     ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity",
+            metavar="FILE",
+            help="Take of each group what --max-loss allows, at most --ratio if given.",
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option("--max-loss", metavar="X", help="Most a group may lose, by --sensitivity."),
+    ] = None,
     attention: AttentionMode = Attention.heads,
     allow_norm: AllowNorm = False,
     restore: Annotated[
@@ -355,7 +388,8 @@ def shrink(
     debug: Debug = False,
 ) -> None:
     """Remove the least important channels, prove the result right, and write a smaller model."""
-    if [ratio is not None, lossless, recipe is not None].count(True) != 1:
+    cuts = [ratio is not None or sensitivity is not None, lossless, recipe is not None]
+    if cuts.count(True) != 1:
         raise UsageError("give one of --ratio, --lossless and --recipe", hint="--ratio 0.5")
     if lossless:
         _refuse_beside(
@@ -379,6 +413,7 @@ def shrink(
             ignore=ignore,
             only=only,
             ratio_for=ratio_for,
+            max_loss=max_loss,
             attention=attention is not Attention.heads,
             allow_norm=allow_norm,
             input_shape=input_shape,
@@ -400,6 +435,8 @@ def shrink(
             ignore=ignore or (),
             only=only or (),
             ratio_for=_ratios(ratio_for),
+            sensitivity=sensitivity,
+            max_loss=max_loss,
             attention=attention.value,
             allow_norm=allow_norm,
             restore=restore.value,
@@ -424,6 +461,147 @@ def shrink(
             from onnxprune.report.tables import shrink_report
 
             show(shrink_report(report, verbose=verbose))
+
+
+@app.command(cls=_Command, short_help="Measure what each group of channels can lose.")
+def sensitivity(
+    model: ModelPath,
+    *,
+    ratios: Annotated[
+        str,
+        typer.Option("--ratios", metavar="R,R,...", help="Shares to remove from each group."),
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    data: DataPath = None,
+    labels: Labels = None,
+    metric: Metric = None,
+    importance: Annotated[
+        Method, typer.Option("--importance", help="How channels are ranked.")
+    ] = Method.auto,
+    attention: AttentionMode = Attention.heads,
+    restore: Annotated[
+        Restoring, typer.Option("--restore", help="Restore accuracy: not in this version.")
+    ] = Restoring.none,
+    input_shape: Shapes = None,
+    seed: Seed = 0,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", parser=_whole(1), metavar="N", help="Processes on this machine."),
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Default: MODEL.sensitivity.json."),
+    ] = None,
+    plot: Plot = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what the output file holds.")
+    ] = False,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Cut every channel group alone at several ratios, and measure what that costs."""
+    written = output or model.parent / f"{model.stem}.sensitivity.json"
+    with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
+        from onnxprune import studies
+
+        found = studies.sensitivity(
+            model,
+            ratios=_numbers(ratios),
+            data=data,
+            labels=labels,
+            metric=metric,
+            importance=importance.value,
+            attention=attention.value,
+            restore=restore.value,
+            input_shapes=_shapes(input_shape),
+            seed=seed,
+            jobs=jobs,
+            scheduler=scheduler,
+            output=written,
+            plot=plot,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
+    with printing(written):
+        if json:
+            print_json(found.as_json())
+        elif not quiet:
+            from onnxprune.report.studies import sensitivity_report
+
+            show(sensitivity_report(found, str(written)))
+
+
+@app.command(cls=_Command, short_help="Measure the model cut at several ratios.")
+def sweep(
+    model: ModelPath,
+    *,
+    ratios: Annotated[
+        str, typer.Option("--ratios", metavar="R,R,...", help="Ratios to cut the model at.")
+    ] = "0,0.25,0.5,0.75",
+    data: DataPath = None,
+    labels: Labels = None,
+    metric: Metric = None,
+    scope: Annotated[
+        Scope, typer.Option("--scope", help="The ratio of each group, or of the whole model.")
+    ] = Scope.local,
+    importance: Annotated[
+        Method, typer.Option("--importance", help="How channels are ranked.")
+    ] = Method.auto,
+    round_to: Annotated[
+        int,
+        typer.Option(
+            "--round-to", parser=_whole(1), metavar="N", help="Leave multiples of N channels."
+        ),
+    ] = 1,
+    attention: AttentionMode = Attention.heads,
+    input_shape: Shapes = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write what --json prints."),
+    ] = None,
+    plot: Plot = None,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Cut the whole model at several ratios: cost, latency, and drift or accuracy of each."""
+    with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
+        from onnxprune import studies
+
+        found = studies.sweep(
+            model,
+            ratios=_numbers(ratios),
+            data=data,
+            labels=labels,
+            metric=metric,
+            scope=scope.value,
+            importance=importance.value,
+            round_to=round_to,
+            attention=attention.value,
+            input_shapes=_shapes(input_shape),
+            seed=seed,
+            output=output,
+            plot=plot,
+            force=force,
+            progress=progress,
+        )
+    with printing():
+        if json:
+            print_json(found.as_json())
+        elif not quiet:
+            from onnxprune.report.studies import sweep_report
+
+            show(sweep_report(found))
 
 
 @app.command(cls=_Command, short_help="Measure how far two models are apart.")
@@ -494,6 +672,14 @@ def _shapes(given: Sequence[str] | None) -> dict[str, Shape]:
             raise UsageError(f"--input-shape gives two shapes for '{name}'", hint="give one")
         shapes[name] = tuple(map(int, sizes))
     return shapes
+
+
+def _numbers(given: str) -> list[float]:
+    """``0.1,0.3`` to numbers."""
+    try:
+        return [float(text) for text in given.split(",")]
+    except ValueError:
+        raise UsageError(f"--ratios {given} is no list of numbers", hint="0.1,0.3,0.5") from None
 
 
 def _ratios(given: Sequence[str] | None) -> dict[str, float]:

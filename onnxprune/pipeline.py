@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxprune import __version__
 from onnxprune.analyse import analyse_graph
 from onnxprune.cost import stats, stats_after
+from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
@@ -26,6 +27,7 @@ from onnxprune.request import (
     Check,
     Mode,
     Request,
+    check_allowance,
     check_level,
     check_outputs,
     check_sources,
@@ -61,6 +63,8 @@ def shrink(
     ignore: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
+    sensitivity: Path | str | None = None,
+    max_loss: float | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
     restore: str = "none",
@@ -80,7 +84,8 @@ def shrink(
 
     Args:
         model: A path, a loaded model, or a message.
-        ratio: Share of channels to remove, 0 <= ratio < 1; this, ``lossless`` or ``recipe``.
+        ratio: Share of channels to remove, 0 <= ratio < 1; this, ``sensitivity``, ``lossless`` or
+            ``recipe``.
         lossless: Remove every channel that provably has no effect, and no other.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model.
@@ -91,6 +96,9 @@ def shrink(
         ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
         only: Pattern or patterns; all other groups are kept whole.
         ratio_for: Another ratio for the groups that match a pattern.
+        sensitivity: What the verb ``sensitivity`` wrote for this model: each group loses as much
+            as ``max_loss`` allows it alone, and no more than ``ratio`` if that is given too.
+        max_loss: Most that a group may lose, in the measure of that file.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
         restore: Only ``none`` so far.
@@ -116,8 +124,10 @@ def shrink(
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
     """
-    if [ratio is not None, lossless, recipe is not None].count(True) != 1:
+    cuts = [ratio is not None or sensitivity is not None, lossless, recipe is not None]
+    if cuts.count(True) != 1:
         raise UsageError("give one of ratio, lossless and recipe", hint="--ratio 0.5")
+    check_allowance(sensitivity, max_loss, scope)
     if restore != "none":
         raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
     limits = Limits(max_drift, min_cosine, min_top1)
@@ -132,6 +142,7 @@ def shrink(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
+            None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -146,9 +157,7 @@ def shrink(
             surgery = operate(plan)
             made, written = _with_recipe(surgery, original, asked.options(method))
         if not surgery.removed:
-            _log.warning(
-                "nothing was cut: %s", _why_nothing(plan, round_to, ratio, lossless=asked.exactly)
-            )
+            _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
         verdict = _verify(graph, plan, made, check, clock, lossless=asked.exactly)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
@@ -198,9 +207,12 @@ def _analyse(
     return found
 
 
-def _why_nothing(plan: PruningPlan, round_to: int, ratio: float | None, *, lossless: bool) -> str:
-    if lossless:
+def _why_nothing(plan: PruningPlan, asked: Request) -> str:
+    round_to, ratio = asked.round_to, asked.ratio
+    if asked.exactly:
         return "no channel is without effect"
+    if asked.allowance is not None:
+        return f"no group may lose a channel at --max-loss {asked.allowance.max_loss:g}"
     if not ratio:
         return "the ratio is 0" if ratio is not None else "the recipe removes nothing"
     if all(plan.why[group.id].startswith("kept") for group in plan.graph.prunable):

@@ -49,6 +49,8 @@ class Options(_Part):
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     ratio_for: dict[str, float] = {}
+    sensitivity_sha256: str | None = None
+    max_loss: float | None = None
     attention: Literal["heads", "dims", "none"] = "heads"
     allow_norm: bool = False
     input_shape: dict[str, tuple[int, ...]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxprune.curves import Allowance
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
@@ -40,7 +41,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, by ratio or by recipe."""
+    """What was asked for, by ratio, by recipe, or by what a sensitivity run allows."""
 
     ratio: float | None
     recipe: Recipe | None
@@ -57,6 +58,7 @@ class Request:
     input_shapes: Mapping[str, Shape]
     seed: int
     lossless: bool = False
+    allowance: Allowance | None = None
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -86,14 +88,17 @@ class Request:
             with clock.stage("select"):
                 plan = lossless_plan(graph, ignore=self.ignore, only=self.only)
             return plan, LOSSLESS, "only what has no effect goes"
-        assert self.ratio is not None
         with clock.stage("score"):
             values = score(graph, self.importance, seed=self.seed)
+        allowed = None
+        if self.allowance is not None:
+            allowed = self.allowance.ratios(graph, values.method, self.ratio)
         with clock.stage("select"):
             plan = select(
                 graph,
                 values,
-                ratio=self.ratio,
+                ratio=self.ratio or 0.0,
+                group_ratios=allowed,
                 scope=self.scope,
                 round_to=self.round_to,
                 min_channels=self.min_channels,
@@ -119,6 +124,8 @@ class Request:
             ignore=self.ignore,
             only=self.only,
             ratio_for=dict(self.ratio_for),
+            sensitivity_sha256=None if self.allowance is None else self.allowance.sha256,
+            max_loss=None if self.allowance is None else self.allowance.max_loss,
             attention=self.attention,  # type: ignore[arg-type]  # Mode checked it
             allow_norm=self.allow_norm,
             input_shape={name: tuple(shape) for name, shape in self.input_shapes.items()},
@@ -157,6 +164,18 @@ def check_level(level: str, limits: Limits, data: object) -> None:
         if not low <= value <= high:
             upper = f" <= {high:g}" if high < float("inf") else ""
             raise UsageError(f"{flag} is {value:g}", hint=f"give {low:g} <= value{upper}")
+
+
+def check_allowance(sensitivity: object, max_loss: float | None, scope: str) -> None:
+    """Refuse half of a pair of options, and what it contradicts."""
+    if sensitivity is None and max_loss is not None:
+        raise UsageError("--max-loss needs a sensitivity file", hint="--sensitivity FILE.json")
+    if sensitivity is not None and max_loss is None:
+        raise UsageError("--sensitivity needs to know how much may be lost", hint="--max-loss 0.01")
+    if sensitivity is not None and scope == "global":
+        raise UsageError(
+            "--sensitivity says what each group loses", hint="leave out --scope global"
+        )
 
 
 def check_outputs(

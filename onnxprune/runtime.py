@@ -126,7 +126,7 @@ def session(model: Model, *, optimise: bool = True, threads: int | None = None) 
     options.log_severity_level = _FATAL
     options.use_deterministic_compute = True
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads or _usable_cores()
+    options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     with _one_line("ONNX Runtime cannot load the model"), runnable(model) as source:
         raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -159,7 +159,7 @@ def cannot_run(error: RuntimeUnavailable, model: Model, *, hint: str = "") -> Ve
     return VerificationError(f"ONNX Runtime cannot run {which}: {error.reason}", hint=hint)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

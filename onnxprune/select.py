@@ -67,6 +67,7 @@ def select(
     ignore: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     ratio_for: Mapping[str, float] | None = None,
+    group_ratios: Mapping[int, float] | None = None,
     comparable: bool = False,
     price: Mapping[int, float] | None = None,
 ) -> PruningPlan:
@@ -84,6 +85,8 @@ def select(
         ignore: Pattern or patterns; groups whose producers match are kept whole.
         only: Pattern or patterns; groups without a matching producer are kept whole.
         ratio_for: Another ratio for groups whose producers match a pattern.
+        group_ratios: Another ratio for groups by id, before any pattern; such as a sensitivity
+            run allows.
         comparable: Importances compare across groups as they are; else each group's are divided
             by their mean before ``global`` ranks them.
         price: What one unit of each group saves, by group id; ``global`` then ranks importance for
@@ -102,7 +105,8 @@ def select(
     _check(ratio, scope, round_to, min_channels, max_ratio)
     if scope == "local" and max_ratio != MAX_RATIO:
         _log.warning("max-ratio %g has no effect: it is for scope global", max_ratio)
-    ratios, why = _ratios(graph, ratio, patterns(ignore), patterns(only), ratio_for or {})
+    start = {group.id: (group_ratios or {}).get(group.id, ratio) for group in graph.prunable}
+    ratios, why = _ratios(graph, start, patterns(ignore), patterns(only), ratio_for or {})
     chosen = _Chooser(graph, importance, round_to, min_channels, price or {})
     if scope != "local":
         chosen.cut_global(ratios, max_ratio, comparable=comparable, kinds=scope == "isomorphic")
@@ -129,7 +133,8 @@ def kept_whole(
     Raises:
         UsageError: A pattern matches nothing.
     """
-    return _ratios(graph, 0.0, ignore, only, {})[1]
+    whole = dict.fromkeys((group.id for group in graph.prunable), 0.0)
+    return _ratios(graph, whole, ignore, only, {})[1]
 
 
 def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio: float) -> None:
@@ -147,12 +152,12 @@ def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio
 
 def _ratios(
     graph: DependencyGraph,
-    ratio: float,
+    start: Mapping[int, float],
     ignore: Sequence[str],
     only: Sequence[str],
     ratio_for: Mapping[str, float],
 ) -> tuple[dict[int, float], dict[int, str]]:
-    ratios = {group.id: ratio for group in graph.prunable}
+    ratios = dict(start)
     why: dict[int, str] = {}
     for pattern, special in ratio_for.items():
         if not 0 <= special < 1:

@@ -6,7 +6,8 @@ tolerance, whatever the activations and however good or bad the cut (DESIGN §4)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import helper
@@ -40,6 +41,27 @@ def twin_masks(plan: PruningPlan) -> tuple[Mask, ...]:
     return tuple(mask for _, mask, _ in _Twin(plan).masks())
 
 
+@dataclass(frozen=True, slots=True)
+class TwinEdits:
+    """What makes a twin of the prepared original.
+
+    Attributes:
+        constants: New values of constants of which something goes.
+        readers: Those in ``constants`` that read what goes; the others change only where what goes
+            is not finite.
+        masks: Nodes one input of which is multiplied by a 0/1 mask.
+    """
+
+    constants: Mapping[str, ConstantEdit]
+    readers: frozenset[str]
+    masks: tuple[tuple[Node, Mask], ...]
+
+
+def twin_edits(plan: PruningPlan) -> TwinEdits:
+    """The edits of ``masked_twin``, for who applies them to a part of the model."""
+    return _Twin(plan).edits()
+
+
 class _Twin:
     def __init__(self, plan: PruningPlan) -> None:
         self.dependency = plan.graph
@@ -50,26 +72,36 @@ class _Twin:
 
     def build(self) -> Model:
         """The twin as a model."""
-        emitter = Emitter(self.graph)
-        masked = {name for _, _, leaves in self.masks() for name in leaves}
+        emitter, edits = Emitter(self.graph), self.edits()
+        emitter.constants.update(edits.constants)
+        for node, mask in edits.masks:
+            self._insert_mask(emitter, node, mask)
+        return emitter.build()
+
+    def edits(self) -> TwinEdits:
+        """What changes, and where."""
+        found = list(self.masks())
+        masked = {name for _, _, leaves in found for name in leaves}
+        constants: dict[str, ConstantEdit] = {}
+        readers: set[str] = set()
         for name, births in dead_births(self.dependency, self.dead):
             zero = [
                 (birth, mask)
                 for birth, mask in births
                 if role(self.dependency, birth) == "consumer" and name not in masked
             ]
-            self._zero_constant(emitter, name, zero, births)
-        for node, mask, _ in self.masks():
-            self._insert_mask(emitter, node, mask)
-        return emitter.build()
+            constants[name] = self._edit(name, zero, births)
+            if zero:
+                readers.add(name)
+        masks = tuple((node, mask) for node, mask, _ in found)
+        return TwinEdits(constants, frozenset(readers), masks)
 
-    def _zero_constant(
+    def _edit(
         self,
-        emitter: Emitter,
         name: str,
         zero: Sequence[tuple[Birth, BoolArray]],
         births: Sequence[tuple[Birth, BoolArray]],
-    ) -> None:
+    ) -> ConstantEdit:
         constant = self.graph.constants[name]
         shape = constant.weight.shape
         nothing = self._zero_value(name, constant)
@@ -92,7 +124,7 @@ class _Twin:
 
         marks = [(b.view, b.axes, np.packbits(m).tobytes()) for b, m in births]
         key = repr((marks, [b.axes for b, _ in zero])).encode()
-        emitter.constants[name] = ConstantEdit(shape, compute, key)
+        return ConstantEdit(shape, compute, key)
 
     def _zero_value(self, name: str, constant: Constant) -> AnyArray:
         """What stands for the real value 0: the zero point in a quantized tensor."""

@@ -1,4 +1,4 @@
-"""JSON Schemas of the report and of the recipe, as they ship in ``onnxprune/schemas``."""
+"""JSON Schemas of the reports and of the recipe, as they ship in ``onnxprune/schemas``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from onnxprune.curves import Sensitivity
 from onnxprune.recipe import Recipe
 from onnxprune.report.model import ReportJson
+from onnxprune.sweep import Sweep
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -17,6 +19,8 @@ def generate() -> dict[str, str]:
     made = {
         "report": ReportJson.model_json_schema(by_alias=True, mode="serialization"),
         "recipe": Recipe.model_json_schema(by_alias=True),
+        "sensitivity": Sensitivity.model_json_schema(by_alias=True, mode="serialization"),
+        "sweep": Sweep.model_json_schema(by_alias=True, mode="serialization"),
     }
     return {
         name: json.dumps({"$schema": _DIALECT, **schema}, indent=2) + "\n"

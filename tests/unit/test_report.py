@@ -48,7 +48,7 @@ def printed(parts: object) -> str:
 # -------------------------------------------------------------------------------------- JSON
 
 
-@pytest.mark.parametrize("name", ["report", "recipe"])
+@pytest.mark.parametrize("name", ["report", "recipe", "sensitivity", "sweep"])
 def test_stored_schemas_are_up_to_date(name: str) -> None:
     shipped = json.loads(stored(name))
     made = without_doubled(json.loads(generate()[name]))

@@ -1,0 +1,72 @@
+"""Tables of what ``sensitivity`` and ``sweep`` found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.curves import Sensitivity
+from onnxprune.report.plots import SPELLED, name_of
+from onnxprune.report.tables import number
+from onnxprune.sweep import Sweep
+
+_RANDOM = " (random input: says little about quality)"
+
+
+def sensitivity_report(found: Sensitivity, written: str | None = None) -> Iterable[RenderableType]:
+    """Loss of each group at each ratio."""
+    table = _table("group", ">size", *(f">{ratio:g}" for ratio in found.ratios))
+    for entry in found.groups:
+        losses = {point.ratio: point.loss for point in entry.points}
+        table.add_row(
+            Text(name_of(entry)),
+            str(sum(group.size for group in entry.groups)),
+            *(_figure(losses.get(ratio)) for ratio in found.ratios),
+        )
+    yield table
+    what = SPELLED[found.measure]
+    start = (
+        "" if found.measure == "drift" else f"loss of {what}, original {_figure(found.baseline)}"
+    )
+    yield Text(f"{start or what} on {_inputs(found.data)} · importance {found.importance}")
+    if written is not None:
+        path = found.model.path or "MODEL"
+        yield Text(f"next: onnxprune shrink {path} --sensitivity {written} --max-loss 0.01")
+
+
+def sweep_report(found: Sweep) -> Iterable[RenderableType]:
+    """Cost, latency and figure at each ratio."""
+    table = _table(">ratio", ">params", ">MACs", ">latency", f">{SPELLED[found.measure]}")
+    for point in found.points:
+        table.add_row(
+            f"{point.ratio:g}",
+            number(point.params),
+            number(point.macs),
+            f"{point.latency_ms:.3g} ms",
+            _figure(point.figure),
+        )
+    yield table
+    shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in found.stand_ins.items())
+    yield Text(
+        f"on {_inputs(found.data)} · importance {found.importance}, scope {found.scope} · "
+        f"latency in ONNX Runtime at {shapes}"
+    )
+
+
+def _inputs(label: str) -> str:
+    return label + (_RANDOM if label.startswith("random") else "")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table

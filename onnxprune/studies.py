@@ -1,0 +1,369 @@
+"""The verbs that measure and write no model: ``sensitivity`` and ``sweep``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from onnxprune import __version__, curves
+from onnxprune.analyse import analyse
+from onnxprune.curves import MetricEntry, ModelEntry, Sensitivity
+from onnxprune.data import Data, load_data
+from onnxprune.errors import UnsupportedModelError, UsageError
+from onnxprune.feeds import Batch
+from onnxprune.functions import UserFunction
+from onnxprune.gauges import Gauge, read_labels
+from onnxprune.groups import DependencyGraph
+from onnxprune.io import Model, as_model
+from onnxprune.jobs import check_cluster, each
+from onnxprune.pipeline import made_up_data
+from onnxprune.recipe import digest, layout
+from onnxprune.report.clock import Progress
+from onnxprune.report.ops import nothing_prunable
+from onnxprune.report.plots import check_plot, sensitivity_plot, sweep_plot
+from onnxprune.request import AnyModel, Mode, check_outputs, check_sources
+from onnxprune.score import Importance, score
+from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portable
+from onnxprune.suffix import families
+from onnxprune.sweep import Sweep, cut_at, measured
+from onnxprune.types import AnyArray, Shape
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+WHOLE_RATIOS = (0.0, 0.25, 0.5, 0.75)
+
+
+def sensitivity(
+    model: AnyModel,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    data: Path | str | Data | None = None,
+    labels: Path | str | AnyArray | None = None,
+    metric: str | None = None,
+    importance: str = "auto",
+    attention: str = "heads",
+    restore: str = "none",
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    output: Path | str | None = None,
+    plot: Path | str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Cut every channel group alone at each ratio, and measure what that costs.
+
+    Groups whose rows must keep equal counts are cut together. Only what lies behind the cut is run
+    again; the result is that of the masked twin.
+
+    Args:
+        model: A path, a loaded model, or a message.
+        ratios: Shares of units to remove, 0 <= ratio < 1.
+        data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
+        labels: Class of each sample, an ``.npy`` file or an array; the loss is then that of top-1
+            accuracy, else the drift (relative L2) of the output that lies farthest off.
+        metric: ``path.py:function``, a function of the outputs by name and of the labels (or
+            None) that gives a number, the higher the better; the loss is how far it falls.
+        importance: How channels are ranked, as in ``score``.
+        attention: As in ``analyse``.
+        restore: Only ``none`` so far.
+        input_shapes: Concrete shapes for symbolic inputs.
+        seed: For random inputs and ``importance="random"``.
+        jobs: Processes on this machine.
+        scheduler: Address of a Dask scheduler, whose workers do it instead.
+        output: JSON file, written anew after each group, or None.
+        plot: PNG or SVG file, or None.
+        resume: Go on from what ``output`` holds of the same measurement.
+        force: Overwrite what exists.
+        progress: Called with what is done now.
+
+    Returns:
+        What was found, one curve for each family of groups.
+
+    Raises:
+        UsageError: An option, a file or an output path cannot be used.
+        ModelError: The model is unreadable or invalid.
+        UnsupportedModelError: Nothing in it can be pruned.
+        VerificationError: ONNX Runtime cannot run it.
+        MissingExtraError: Dask or matplotlib is asked for and not installed.
+    """
+    begun = time.perf_counter()
+    if restore != "none":
+        raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
+    if jobs < 1:
+        raise UsageError(f"jobs is {jobs}", hint="give 1 or more")
+    if resume and output is None:
+        raise UsageError("--resume needs an output to go on from")
+    if scheduler is not None:
+        check_cluster()
+    chosen = _checked(ratios)
+    check_outputs(model, output, plot, force=force or resume)
+    check_plot(plot)
+    subject = _Subject.of(
+        model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
+    )
+    check_sources(subject.model, output, plot)
+    run = subject.document(chosen, attention, input_shapes or {}, seed)
+    family_of = dict(enumerate(families(subject.graph)))
+    found = {}
+    if resume and output is not None and Path(output).exists():
+        found = curves.done_before(output, run)
+    todo = tuple(number for number, family in family_of.items() if family not in found)
+    abroad = jobs > 1 or scheduler is not None
+    study = Study(
+        model=portable(subject.model, shipped=scheduler is not None) if abroad else b"",
+        attention=attention,
+        input_shapes=dict(input_shapes or {}),
+        importance=subject.importance.method,
+        seed=seed,
+        ratios=chosen,
+        batches=tuple(subject.data.batches),
+        gauge=subject.gauge,
+        baseline=subject.baseline,
+        todo=todo,
+        budget=BUDGET // jobs,
+    )
+    here = _Here(study, subject.graph, subject.importance)
+    left = _Left(len(todo), progress)
+    for number, points in each(study if abroad else here, todo, jobs=jobs, scheduler=scheduler):
+        found[family_of[number]] = curves.curve(subject.graph, family_of[number], points)
+        left.one_done()
+        if output is not None:
+            so_far = time.perf_counter() - begun
+            curves.write(output, run.with_curves(found, complete=False, seconds=so_far))
+    run = run.with_curves(found, complete=True, seconds=time.perf_counter() - begun)
+    if output is not None:
+        curves.write(output, run)
+    if plot is not None:
+        sensitivity_plot(run, Path(plot))
+    return run
+
+
+def sweep(
+    model: AnyModel,
+    *,
+    ratios: Sequence[float] = WHOLE_RATIOS,
+    data: Path | str | Data | None = None,
+    labels: Path | str | AnyArray | None = None,
+    metric: str | None = None,
+    scope: str = "local",
+    importance: str = "auto",
+    round_to: int = 1,
+    attention: str = "heads",
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+    output: Path | str | None = None,
+    plot: Path | str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Cut the whole model at each ratio: cost, latency, and drift or accuracy of what is left.
+
+    Args:
+        model: A path, a loaded model, or a message.
+        ratios: Shares of units to remove, 0 <= ratio < 1.
+        data: As in ``sensitivity``.
+        labels: As in ``sensitivity``.
+        metric: As in ``sensitivity``.
+        scope: As in ``select``.
+        round_to: As in ``select``.
+        importance: How channels are ranked, as in ``score``.
+        attention: As in ``analyse``.
+        input_shapes: Concrete shapes for symbolic inputs; latency is measured at them.
+        seed: For random inputs and ``importance="random"``.
+        output: JSON file, or None.
+        plot: PNG or SVG file, or None.
+        force: Overwrite what exists.
+        progress: Called with what is done now.
+
+    Raises:
+        UsageError: An option, a file or an output path cannot be used.
+        ModelError: The model is unreadable or invalid.
+        UnsupportedModelError: Nothing in it can be pruned.
+        VerificationError: ONNX Runtime cannot run it, or what was made of it.
+        MissingExtraError: A plot is asked for, and matplotlib is not installed.
+    """
+    begun = time.perf_counter()
+    chosen = _checked(ratios)
+    check_outputs(model, output, plot, force=force)
+    check_plot(plot)
+    subject = _Subject.of(
+        model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
+    )
+    check_sources(subject.model, output, plot)
+    graph = subject.graph
+    made, points = [], []
+    for ratio in chosen:
+        _say(progress, f"cut {ratio:g}")
+        one, point = cut_at(graph, subject.importance, ratio, scope=scope, round_to=round_to)
+        made.append(one)
+        points.append(point)
+    _say(progress, "run")
+    found = Sweep(
+        schema=1,
+        version=__version__,
+        path=_path(subject.model),
+        importance=subject.importance.method,
+        scope=scope,  # type: ignore[arg-type]  # select checked it
+        round_to=round_to,
+        measure=subject.gauge.measure,
+        data=subject.data.label,
+        samples=subject.data.samples,
+        baseline=curves.finite(subject.baseline),
+        stand_ins=dict(graph.stand_ins),
+        points=measured(
+            made,
+            points,
+            original=subject.model,
+            batches=subject.data.batches,
+            probe=made_up_data(graph, seed).batches[0],
+            gauge=subject.gauge,
+            baseline=subject.baseline,
+        ),
+        seconds=round(time.perf_counter() - begun, 3),
+    )
+    if output is not None:
+        curves.write(output, found)
+    if plot is not None:
+        sweep_plot(found, Path(plot))
+    return found
+
+
+# -- what both begin with --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model, analysed and ranked, and what it is measured by."""
+
+    model: Model
+    graph: DependencyGraph
+    importance: Importance
+    data: Data
+    gauge: Gauge
+    baseline: float
+
+    @classmethod
+    def of(
+        cls,
+        model: AnyModel,
+        importance: str,
+        attention: str,
+        input_shapes: Mapping[str, Shape],
+        data: Path | str | Data | None,
+        labels: Path | str | AnyArray | None,
+        metric: str | None,
+        seed: int,
+        progress: Progress | None,
+    ) -> _Subject:
+        function = None if metric is None else UserFunction.read(metric)
+        if labels is not None and data is None:
+            raise UsageError("labels need the data they belong to", hint="--data FILE.npz")
+        _say(progress, "load")
+        loaded = as_model(model)
+        given = load_data(data, loaded) if isinstance(data, str | Path) else data
+        _say(progress, "analyse")
+        graph = analyse(loaded, input_shapes=input_shapes, attention=Mode(attention).attention)
+        if not graph.prunable:
+            raise UnsupportedModelError(nothing_prunable(graph))
+        fed = given if given is not None else made_up_data(graph, seed)
+        if isinstance(labels, str | Path):
+            labels = read_labels(labels, fed.samples, _samples(fed.batches[0]))
+        gauge = Gauge(labels, function)
+        _say(progress, "run")
+        figure = baseline(graph, fed.batches, gauge)
+        return cls(loaded, graph, score(graph, importance, seed=seed), fed, gauge, figure)
+
+    def document(
+        self,
+        ratios: tuple[float, ...],
+        attention: str,
+        input_shapes: Mapping[str, Shape],
+        seed: int,
+    ) -> Sensitivity:
+        """The result file before anything is in it."""
+        metric = self.gauge.metric
+        return Sensitivity(
+            schema=1,
+            version=__version__,
+            model=ModelEntry(
+                path=_path(self.model),
+                sha256=digest(self.model),
+                layout_sha256=layout(self.model),
+            ),
+            importance=self.importance.method,
+            attention=attention,  # type: ignore[arg-type]  # Mode checked it
+            input_shape={name: tuple(shape) for name, shape in input_shapes.items()},
+            seed=seed,
+            ratios=ratios,
+            measure=self.gauge.measure,
+            metric=None
+            if metric is None
+            else MetricEntry(
+                function=metric.name, sha256=hashlib.sha256(metric.source.encode()).hexdigest()
+            ),
+            data=self.data.label,
+            samples=self.data.samples,
+            data_sha256=curves.arrays_digest(self.data.batches),
+            labels_sha256=curves.labels_digest(self.gauge.labels),
+            baseline=curves.finite(self.baseline),
+        )
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A study done in this process, on the analysis there is already."""
+
+    study: Study
+    graph: DependencyGraph
+    importance: Importance
+
+    def open(self, threads: int | None) -> Callable[[int], list[Point]]:
+        return Bench(self.study, self.graph, self.importance, threads).measure
+
+
+@dataclass
+class _Left:
+    """Says how many items are done and about how long the others will take."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+
+    def one_done(self) -> None:
+        self.done += 1
+        spent = time.perf_counter() - self.begun
+        seconds = round(spent / self.done * (self.total - self.done))
+        _say(
+            self.progress,
+            f"{self.done} of {self.total} groups, {timedelta(seconds=seconds)} left",
+        )
+
+
+def _say(progress: Progress | None, what: str) -> None:
+    if progress is not None:
+        progress(what)
+
+
+def _path(model: Model) -> str | None:
+    return None if model.path is None else str(model.path)
+
+
+def _samples(batch: Batch) -> int:
+    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
+
+
+def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
+    """The ratios, ascending, each once."""
+    if not ratios:
+        raise UsageError("no ratio is given", hint="--ratios 0.1,0.3,0.5")
+    for ratio in ratios:
+        if not 0 <= ratio < 1:
+            raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
+    return tuple(sorted({float(ratio) for ratio in ratios}))

@@ -1,0 +1,153 @@
+"""The whole model cut at several ratios: what is left, how fast it is, how far it drifts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onnxprune.cost import stats, stats_after
+from onnxprune.curves import finite
+from onnxprune.feeds import Batch
+from onnxprune.gauges import Gauge, Measure
+from onnxprune.groups import DependencyGraph
+from onnxprune.io import Model
+from onnxprune.rewrite import operate
+from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
+from onnxprune.score import Importance
+from onnxprune.select import select
+
+_WARM_UP = 2  # rounds that are not counted
+_ROUNDS = 15
+_LEAST_ROUNDS = 5
+_LONGEST = 20.0  # seconds after which the least number of rounds will do
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class SweepPoint(_Part):
+    """The model at one ratio; null stands for a figure that is not finite."""
+
+    ratio: float
+    removed: int = Field(description="Units that went.")
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: float = Field(description="Median of runs at the stand-in shapes.")
+    figure: float | None = Field(description="Drift, accuracy, or what the metric gave.")
+    loss: float | None = Field(description="Drift, or how far the figure fell.")
+
+
+class Sweep(_Part):
+    """What the verb ``sweep`` found."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    verb: Literal["sweep"] = "sweep"
+    version: str
+    path: str | None
+    importance: str
+    scope: Literal["local", "global"]
+    round_to: int
+    measure: Measure
+    data: str
+    samples: int
+    baseline: float | None = Field(description="The original's figure; 0 for drift.")
+    stand_ins: dict[str, tuple[int, ...]]
+    points: tuple[SweepPoint, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, object]:
+        """One JSON object."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def cut_at(
+    graph: DependencyGraph, importance: Importance, ratio: float, *, scope: str, round_to: int
+) -> tuple[Model, SweepPoint]:
+    """The model at one ratio and what is left of it; latency and figures are still to come."""
+    plan = select(graph, importance, ratio=ratio, scope=scope, round_to=round_to)
+    if plan.removes:
+        made = operate(plan).model
+        left = stats_after(graph, made, plan.keep)
+    else:
+        made, left = graph.graph.source, stats(graph)
+    point = SweepPoint(
+        ratio=ratio,
+        removed=plan.removes,
+        params=left.params,
+        macs=left.macs,
+        bytes=left.bytes,
+        latency_ms=0.0,
+        figure=None,
+        loss=None,
+    )
+    return made, point
+
+
+def measured(
+    models: Sequence[Model],
+    points: Sequence[SweepPoint],
+    *,
+    original: Model,
+    batches: Sequence[Batch],
+    probe: Batch,
+    gauge: Gauge,
+    baseline: float,
+) -> tuple[SweepPoint, ...]:
+    """Each point with its latency and its figure.
+
+    Args:
+        models: One for each point.
+        points: From ``cut_at``.
+        original: What drift is measured from.
+        batches: What the models are judged on.
+        probe: What they are timed on.
+        gauge: How they are judged.
+        baseline: The gauge's figure for the original.
+
+    Raises:
+        VerificationError: ONNX Runtime cannot run one of them.
+    """
+    try:
+        first, loaded = session(original), [session(model) for model in models]
+        tallies = [gauge.tally() for _ in loaded]
+        for batch in batches:
+            reference = first.run(batch)
+            for tally, one in zip(tallies, loaded, strict=True):
+                tally.add(reference, one.run(batch))
+        spent = latencies(loaded, probe)
+    except RuntimeUnavailable as error:
+        raise cannot_run(error, original) from error
+    found = []
+    for point, tally, seconds in zip(points, tallies, spent, strict=True):
+        figure = tally.result()
+        loss = gauge.loss(figure, baseline)
+        found.append(
+            point.model_copy(
+                update={
+                    "latency_ms": round(1e3 * seconds, 4),
+                    "figure": finite(figure),
+                    "loss": finite(loss),
+                }
+            )
+        )
+    return tuple(found)
+
+
+def latencies(loaded: Sequence[Session], probe: Batch) -> list[float]:
+    """Median seconds of one run of each session, taken in turns so that all meet the same noise."""
+    spent: list[list[float]] = [[] for _ in loaded]
+    begun = time.perf_counter()
+    for number in range(_WARM_UP + _ROUNDS):
+        if number >= _WARM_UP + _LEAST_ROUNDS and time.perf_counter() - begun > _LONGEST:
+            break
+        for times, one in zip(spent, loaded, strict=True):
+            start = time.perf_counter()
+            one.run(probe)
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[_WARM_UP:]) for times in spent]

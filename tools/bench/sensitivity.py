@@ -1,0 +1,202 @@
+"""Seconds that `sensitivity` takes on a network of ResNet-50's size, against pruning each cut.
+
+    python tools/bench/sensitivity.py --samples 16 --groups 12 --check 4
+    python tools/bench/sensitivity.py --samples 8 --groups 12 --cluster
+
+The naive way cuts the model for real, loads it and runs all of it, once for each group and ratio.
+It is measured twice: with the analysis and the original's outputs at hand (only cutting, loading
+and running count), and with the verbs `shrink` and `compare`, as one would without `sensitivity`.
+Both are measured on the same groups in the same process, ratio 0.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+import onnxprune
+from onnxprune.analyse import analyse
+from onnxprune.data import load_data
+from onnxprune.gauges import Drifted, Gauge
+from onnxprune.io import load
+from onnxprune.jobs import each
+from onnxprune.rewrite import operate
+from onnxprune.runtime import session
+from onnxprune.score import score
+from onnxprune.sensitivity import Bench, Study, one_family
+from onnxprune.suffix import families
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+BLOCKS = (3, 4, 6, 3)
+
+
+class Builder:
+    """ResNet-50 with random weights, BatchNormalization folded, any batch."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def conv(self, x: str, name: str, ins: int, outs: int, size: int, stride: int = 1) -> str:
+        scale = np.sqrt(2 / (ins * size * size))
+        weight = self.rng.standard_normal((outs, ins, size, size)) * scale
+        bias = self.rng.standard_normal(outs) * 0.1
+        for suffix, array in ((".weight", weight), (".bias", bias)):
+            self.weights.append(numpy_helper.from_array(array.astype(np.float32), name + suffix))
+        pad = size // 2
+        self.nodes.append(
+            helper.make_node(
+                "Conv", [x, f"{name}.weight", f"{name}.bias"], [name], name=name,
+                strides=[stride] * 2, pads=[pad] * 4, kernel_shape=[size] * 2,
+            )
+        )  # fmt: skip
+        return name
+
+    def op(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def build(self) -> onnx.ModelProto:
+        x = self.op("Relu", [self.conv("x", "stem", 3, 64, 7, 2)], "stem.relu")
+        x = self.op("MaxPool", [x], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+        ins = 64
+        for stage, blocks in enumerate(BLOCKS):
+            width = 64 << stage
+            for block in range(blocks):
+                name, stride = f"s{stage}b{block}", 2 if stage and not block else 1
+                y = self.op("Relu", [self.conv(x, f"{name}.1", ins, width, 1)], f"{name}.1.relu")
+                y = self.conv(y, f"{name}.2", width, width, 3, stride)
+                y = self.op("Relu", [y], f"{name}.2.relu")
+                y = self.conv(y, f"{name}.3", width, 4 * width, 1)
+                if not block:
+                    x = self.conv(x, f"{name}.down", ins, 4 * width, 1, stride)
+                x = self.op("Relu", [self.op("Add", [y, x], f"{name}.sum")], f"{name}.relu")
+                ins = 4 * width
+        x = self.op("Flatten", [self.op("GlobalAveragePool", [x], "gap")], "flat")
+        head = self.rng.standard_normal((1000, ins)) * 0.02
+        self.weights.append(numpy_helper.from_array(head.astype(np.float32), "head.weight"))
+        self.op("Gemm", [x, "head.weight"], "y", transB=1)
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            self.nodes, "resnet50",
+            [value("x", onnx.TensorProto.FLOAT, ["N", 3, 224, 224])],
+            [value("y", onnx.TensorProto.FLOAT, ["N", 1000])], self.weights,
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@contextmanager
+def timed(spent: list[float]) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    spent.append(time.perf_counter() - begun)
+
+
+def study_of(path: Path, batches: tuple, todo: tuple[int, ...]) -> Study:
+    return Study(path, "heads", {}, "l1", 0, RATIOS, batches, Gauge(), 0.0, todo)
+
+
+def against_naive(path: Path, data_path: Path, groups: int, check: int, verbs: int) -> None:
+    data = load_data(data_path, load(path))
+    setup: list[float] = []
+    with timed(setup):
+        model = load(path)
+        graph = analyse(model)
+        importance = score(graph, "l1")
+    every = families(graph)
+    chosen = tuple(sorted({round(i) for i in np.linspace(0, len(every) - 1, groups)}))
+    batches = tuple(data.batches)
+    print(f"{len(every)} groups; measured: {len(chosen)} of them, {data.samples} samples")
+    bench = Bench(study_of(path, batches, chosen), graph, importance)
+    original = session(model)
+    reference = [original.run(batch) for batch in batches]
+    ours, naive, surgery, worst = [], [], [], 0.0
+    subset = chosen[:: max(1, len(chosen) // check)][:check]
+    for number in chosen:
+        with timed(ours):
+            points = bench.measure(number)
+        if number not in subset:
+            continue
+        with timed(naive):  # beside it, so that both meet the same load of the machine
+            with timed(surgery):
+                made = operate(one_family(graph, importance, every[number], 0.5)).model
+                loaded = session(made)
+            drifted = Drifted()
+            for batch, wanted in zip(batches, reference, strict=True):
+                drifted.add(wanted, loaded.run(batch))
+        point = next(point for point in points if point.ratio == 0.5)
+        worst = max(worst, abs(drifted.result() / point.loss - 1))
+    each_point, one = statistics.mean(ours) / len(RATIOS), statistics.mean(naive)
+    print(f"analysis     {setup[0]:7.2f} s once")
+    print(f"sensitivity  {each_point:7.2f} s for each group and ratio")
+    print(f"naive        {one:7.2f} s, of which cutting and loading {statistics.mean(surgery):.2f}")
+    print(f"ratio        {one / each_point:7.2f}  (drift agrees to {worst:.1e})")
+    spelled = []
+    for number in subset[:verbs]:
+        only = [graph.groups[number].name for number in every[number]]
+        with timed(spelled):
+            small = path.with_name("small.onnx")
+            onnxprune.shrink(path, ratio=0.5, only=only, verify="none", output=small, force=True)
+            onnxprune.compare(path, small, data=data)
+    if spelled:
+        verb = statistics.mean(spelled)
+        print(f"with verbs   {verb:7.2f} s, ratio {verb / each_point:.2f}")
+    total = setup[0] + each_point * len(every) * len(RATIOS)
+    print(f"all {len(every)} groups x {len(RATIOS)} ratios: {total:.0f} s (extrapolated)")
+
+
+def in_clusters(path: Path, data_path: Path, groups: int) -> None:
+    from distributed import LocalCluster
+
+    batches = tuple(load_data(data_path, load(path), batch=8).batches)
+    every = len(families(analyse(load(path))))
+    chosen = tuple(sorted({round(i) for i in np.linspace(0, every - 1, groups)}))
+    study = study_of(path, batches, chosen)
+    spent = {}
+    for workers in (1, 2, 1, 2):
+        with LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster:
+            address = cluster.scheduler_address
+            begun = time.perf_counter()
+            results = dict(each(study, chosen, scheduler=address))
+            assert len(results) == len(chosen)
+            spent.setdefault(workers, []).append(time.perf_counter() - begun)
+        load_of = os.getloadavg()[0]
+        print(f"{workers} worker(s): {spent[workers][-1]:6.1f} s  (load average {load_of:.1f})")
+    print(f"ratio {min(spent[1]) / min(spent[2]):.2f}")
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--groups", type=int, default=12, help="evenly spread over the depth")
+    parser.add_argument("--check", type=int, default=4, help="groups done the naive way too")
+    parser.add_argument("--verbs", type=int, default=2, help="of them, groups done with the verbs")
+    parser.add_argument("--cluster", action="store_true", help="one Dask worker against two")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path, data = Path(folder, "resnet50.onnx"), Path(folder, "data.npz")
+        onnx.save(Builder().build(), path)
+        rng = np.random.default_rng(1)
+        np.savez(data, x=rng.standard_normal((args.samples, 3, 224, 224)).astype(np.float32))
+        if args.cluster:
+            in_clusters(path, data, args.groups)
+        else:
+            against_naive(path, data, args.groups, args.check, args.verbs)
+
+
+if __name__ == "__main__":
+    main()
