@@ -49,17 +49,15 @@ class Scope(StrEnum):
 
     local = "local"
     global_ = "global"
+    isomorphic = "isomorphic"
 
 
-class Method(StrEnum):
-    """How channels are ranked."""
+class Aggregate(StrEnum):
+    """How several weights of one channel combine."""
 
-    auto = "auto"
-    bn_scale = "bn_scale"
-    l1 = "l1"
-    l2 = "l2"
-    bn_l1 = "bn_l1"
-    random = "random"
+    sum = "sum"
+    mean = "mean"
+    max = "max"
 
 
 class Attention(StrEnum):
@@ -286,6 +284,14 @@ def shrink(
         bool,
         typer.Option("--lossless", help="Remove the channels that provably have no effect."),
     ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="COST=SHARE",
+            help="Leave this share of macs, params or bytes, e.g. macs=0.5; repeatable.",
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="FILE", help="Repeat a recipe: .json, or a pruned model."),
@@ -295,17 +301,35 @@ def shrink(
         typer.Option("-o", "--output", metavar="FILE", help="Default: MODEL.pruned.onnx."),
     ] = None,
     scope: Annotated[
-        Scope, typer.Option("--scope", help="The ratio of each group, or of the whole model.")
-    ] = Scope.local,
-    importance: Annotated[
-        Method, typer.Option("--importance", help="How channels are ranked.")
-    ] = Method.auto,
-    round_to: Annotated[
-        int,
+        Scope | None,
         typer.Option(
-            "--round-to", parser=_whole(1), metavar="N", help="Leave multiples of N channels."
+            "--scope",
+            help="Where the ratio is taken: of each group (local, the default for --ratio), of the "
+            "whole model (global), or of groups of a kind (isomorphic, the default for --target).",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
+    importance: Annotated[
+        str,
+        typer.Option(
+            "--importance",
+            metavar="NAME",
+            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
+            "--data activation, wanda, obs; or path.py:function.",
+        ),
+    ] = "auto",
+    aggregate: Annotated[
+        Aggregate | None,
+        typer.Option("--aggregate", help="How weights that make one channel combine."),
+    ] = None,
+    round_to: Annotated[
+        str,
+        typer.Option(
+            "--round-to",
+            metavar="N|auto",
+            help="Leave multiples of N channels, or of what suits the hardware.",
+        ),
+    ] = "1",
     min_channels: Annotated[
         int,
         typer.Option(
@@ -388,15 +412,18 @@ def shrink(
     debug: Debug = False,
 ) -> None:
     """Remove the least important channels, prove the result right, and write a smaller model."""
-    cuts = [ratio is not None or sensitivity is not None, lossless, recipe is not None]
-    if cuts.count(True) != 1:
-        raise UsageError("give one of --ratio, --lossless and --recipe", hint="--ratio 0.5")
+    by_ratio = ratio is not None or sensitivity is not None
+    if [by_ratio, bool(target), lossless, recipe is not None].count(True) != 1:
+        raise UsageError(
+            "give one of --ratio, --target, --lossless and --recipe", hint="--ratio 0.5"
+        )
     if lossless:
         _refuse_beside(
             "--lossless, which takes all that has no effect",
-            scope=scope is not Scope.local,
-            importance=importance is not Method.auto,
-            round_to=round_to != 1,
+            scope=scope,
+            importance=importance != "auto",
+            aggregate=aggregate,
+            round_to=round_to != "1",
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ratio_for=ratio_for,
@@ -405,9 +432,10 @@ def shrink(
     if recipe is not None:
         _refuse_beside(
             "--recipe, which fixes it",
-            scope=scope is not Scope.local,
-            importance=importance is not Method.auto,
-            round_to=round_to != 1,
+            scope=scope,
+            importance=importance != "auto",
+            aggregate=aggregate,
+            round_to=round_to != "1",
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ignore=ignore,
@@ -425,11 +453,13 @@ def shrink(
         _, report = pipeline.shrink(
             model,
             ratio=ratio,
+            targets=_shares(target),
             lossless=lossless,
             recipe=recipe,
-            scope=scope.value,
-            importance=importance.value,
-            round_to=round_to,
+            scope=None if scope is None else scope.value,
+            importance=importance,
+            aggregate=None if aggregate is None else aggregate.value,
+            round_to=_multiple(round_to),
             min_channels=min_channels,
             max_ratio=max_ratio,
             ignore=ignore or (),
@@ -475,8 +505,14 @@ def sensitivity(
     labels: Labels = None,
     metric: Metric = None,
     importance: Annotated[
-        Method, typer.Option("--importance", help="How channels are ranked.")
-    ] = Method.auto,
+        str,
+        typer.Option(
+            "--importance",
+            metavar="NAME",
+            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
+            "--data activation, wanda, obs; or path.py:function.",
+        ),
+    ] = "auto",
     attention: AttentionMode = Attention.heads,
     restore: Annotated[
         Restoring, typer.Option("--restore", help="Restore accuracy: not in this version.")
@@ -516,7 +552,7 @@ def sensitivity(
             data=data,
             labels=labels,
             metric=metric,
-            importance=importance.value,
+            importance=importance,
             attention=attention.value,
             restore=restore.value,
             input_shapes=_shapes(input_shape),
@@ -552,8 +588,14 @@ def sweep(
         Scope, typer.Option("--scope", help="The ratio of each group, or of the whole model.")
     ] = Scope.local,
     importance: Annotated[
-        Method, typer.Option("--importance", help="How channels are ranked.")
-    ] = Method.auto,
+        str,
+        typer.Option(
+            "--importance",
+            metavar="NAME",
+            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
+            "--data activation, wanda, obs; or path.py:function.",
+        ),
+    ] = "auto",
     round_to: Annotated[
         int,
         typer.Option(
@@ -585,7 +627,7 @@ def sweep(
             labels=labels,
             metric=metric,
             scope=scope.value,
-            importance=importance.value,
+            importance=importance,
             round_to=round_to,
             attention=attention.value,
             input_shapes=_shapes(input_shape),
@@ -680,6 +722,31 @@ def _numbers(given: str) -> list[float]:
         return [float(text) for text in given.split(",")]
     except ValueError:
         raise UsageError(f"--ratios {given} is no list of numbers", hint="0.1,0.3,0.5") from None
+
+
+def _shares(given: Sequence[str] | None) -> dict[str, float]:
+    """``macs=0.5`` to a share by cost."""
+    found: dict[str, float] = {}
+    for text in given or ():
+        name, _, spelled = text.partition("=")
+        try:
+            share = float(spelled)
+        except ValueError:
+            raise UsageError(
+                f"--target {text} is not COST=SHARE", hint="--target macs=0.5"
+            ) from None
+        if name in found:
+            raise UsageError(f"--target {name} is given twice", hint="give it once")
+        found[name] = share
+    return found
+
+
+def _multiple(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--round-to {text} is no whole number of 1 or more, nor auto")
+    return int(text)
 
 
 def _ratios(given: Sequence[str] | None) -> dict[str, float]:

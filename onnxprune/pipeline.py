@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
+from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
@@ -55,9 +56,11 @@ def shrink(
     ratio: float | None = None,
     lossless: bool = False,
     recipe: Path | str | Recipe | None = None,
-    scope: str = "local",
+    targets: Mapping[str, float] | None = None,
+    scope: str | None = None,
     importance: str | Scorer = "auto",
-    round_to: int = 1,
+    aggregate: str | None = None,
+    round_to: int | str = 1,
     min_channels: int = 1,
     max_ratio: float = 0.9,
     ignore: str | Sequence[str] = (),
@@ -88,9 +91,14 @@ def shrink(
             ``recipe``.
         lossless: Remove every channel that provably has no effect, and no other.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
-        scope: ``local`` takes the ratio of each group, ``global`` of the whole model.
-        importance: How channels are ranked, as in ``score``.
-        round_to: Units left are a multiple of this.
+        targets: Instead of a ratio the share to be left of ``macs``, ``params`` or ``bytes``, by
+            name; of several the hardest binds.
+        scope: ``local`` takes the ratio of each group, ``global`` of the whole model,
+            ``isomorphic`` of all groups of a kind. None: local for a ratio, isomorphic for targets.
+        importance: How channels are ranked, as in ``score``. ``auto`` tries several rankings on
+            calibration data and takes the one whose cut moves the outputs least.
+        aggregate: As in ``score``.
+        round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
         ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
@@ -124,9 +132,12 @@ def shrink(
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
     """
-    cuts = [ratio is not None or sensitivity is not None, lossless, recipe is not None]
-    if cuts.count(True) != 1:
-        raise UsageError("give one of ratio, lossless and recipe", hint="--ratio 0.5")
+    by_ratio = ratio is not None or sensitivity is not None
+    if [by_ratio, bool(targets), lossless, recipe is not None].count(True) != 1:
+        raise UsageError("give one of ratio, target, lossless and recipe", hint="--ratio 0.5")
+    check_targets(targets or {})
+    if isinstance(round_to, str) and round_to != "auto":
+        raise UsageError(f"round-to is '{round_to}'", hint="give a whole number, or auto")
     check_allowance(sensitivity, max_loss, scope)
     if restore != "none":
         raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
@@ -143,6 +154,7 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
+            dict(targets or {}), aggregate,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -151,7 +163,7 @@ def shrink(
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
-        plan, method, why = asked.plan(graph, clock)
+        plan, method, why = asked.plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -213,11 +225,13 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
         return "no channel is without effect"
     if asked.allowance is not None:
         return f"no group may lose a channel at --max-loss {asked.allowance.max_loss:g}"
-    if not ratio:
+    if not ratio and not asked.targets:
         return "the ratio is 0" if ratio is not None else "the recipe removes nothing"
     if all(plan.why[group.id].startswith("kept") for group in plan.graph.prunable):
         return "ignore and only keep every group"
-    if round_to > 1:
+    if asked.targets:
+        return "the targets ask for nothing less than there is"
+    if round_to != 1:
         return f"ratio {ratio:g} and round-to {round_to} leave every group whole"
     return f"ratio {ratio:g} is less than one channel of every group, or min-channels keeps them"
 

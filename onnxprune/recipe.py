@@ -41,9 +41,11 @@ class Options(_Part):
 
     ratio: float | None = None
     lossless: bool = False
-    scope: Literal["local", "global"] = "local"
+    targets: dict[str, float] = {}
+    scope: Literal["local", "global", "isomorphic"] = "local"
     importance: str = "auto"
-    round_to: int = 1
+    aggregate: Literal["sum", "mean", "max"] | None = None
+    round_to: int | Literal["auto"] = 1
     min_channels: int = 1
     max_ratio: float = 0.9
     ignore: tuple[str, ...] = ()

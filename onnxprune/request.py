@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 
+from onnxprune.alignment import steps
 from onnxprune.curves import Allowance
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.lossless import lossless_plan
+from onnxprune.planning import Planner, Wish
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
 from onnxprune.score import Scorer, score
-from onnxprune.select import PruningPlan, select
+from onnxprune.select import PruningPlan
 from onnxprune.types import Limits, Shape
 
 AnyModel = Model | onnx.ModelProto | bytes | str | Path
@@ -45,9 +47,9 @@ class Request:
 
     ratio: float | None
     recipe: Recipe | None
-    scope: str
+    scope: str | None
     importance: str | Scorer
-    round_to: int
+    round_to: int | str
     min_channels: int
     max_ratio: float
     ignore: tuple[str, ...]
@@ -59,6 +61,8 @@ class Request:
     seed: int
     lossless: bool = False
     allowance: Allowance | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+    aggregate: str | None = None
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -77,7 +81,9 @@ class Request:
             return Mode(self.attention, self.allow_norm)
         return Mode(self.recipe.options.attention, self.recipe.options.allow_norm)
 
-    def plan(self, graph: DependencyGraph, clock: Clock) -> tuple[PruningPlan, str, str]:
+    def plan(
+        self, graph: DependencyGraph, data: Data | None, clock: Clock
+    ) -> tuple[PruningPlan, str, str]:
         """The plan, the method that ranked, and why that one."""
         if self.recipe is not None:
             options = self.recipe.options
@@ -88,26 +94,34 @@ class Request:
             with clock.stage("select"):
                 plan = lossless_plan(graph, ignore=self.ignore, only=self.only)
             return plan, LOSSLESS, "only what has no effect goes"
+        calibrating = self.importance == "auto" and data is not None and not data.random
+        if calibrating and self.allowance is None:
+            with clock.stage("score"):
+                return Planner(graph, self._wish(graph, None), data).best(self.seed)
         with clock.stage("score"):
-            values = score(graph, self.importance, seed=self.seed)
+            values = score(
+                graph, self.importance, aggregate=self.aggregate, data=data, seed=self.seed
+            )
         allowed = None
         if self.allowance is not None:
             allowed = self.allowance.ratios(graph, values.method, self.ratio)
         with clock.stage("select"):
-            plan = select(
-                graph,
-                values,
-                ratio=self.ratio or 0.0,
-                group_ratios=allowed,
-                scope=self.scope,
-                round_to=self.round_to,
-                min_channels=self.min_channels,
-                max_ratio=self.max_ratio,
-                ignore=self.ignore,
-                only=self.only,
-                ratio_for=self.ratio_for,
-            )
+            plan = Planner(graph, self._wish(graph, allowed), data).plan(values)
         return plan, values.method, values.why
+
+    def _wish(self, graph: DependencyGraph, allowed: Mapping[int, float] | None) -> Wish:
+        return Wish(
+            ratio=self.ratio or 0.0,
+            targets=self.targets,
+            scope=self.scope,
+            round_to=steps(graph) if isinstance(self.round_to, str) else self.round_to,
+            min_channels=self.min_channels,
+            max_ratio=self.max_ratio,
+            ignore=self.ignore,
+            only=self.only,
+            ratio_for=self.ratio_for,
+            group_ratios=allowed,
+        )
 
     def options(self, method: str) -> Options:
         """Options as a recipe keeps them, with the importance that was taken."""
@@ -115,10 +129,12 @@ class Request:
             return self.recipe.options
         return Options(
             ratio=self.ratio,
-            scope=self.scope,  # type: ignore[arg-type]  # select checked it
+            targets=dict(self.targets),
+            scope=self.scope or ("isomorphic" if self.targets else "local"),  # type: ignore[arg-type]  # select checked it
+            aggregate=self.aggregate,  # type: ignore[arg-type]  # score checked it
             lossless=self.lossless,
             importance="auto" if self.lossless else method,
-            round_to=self.round_to,
+            round_to=self.round_to,  # type: ignore[arg-type]  # checked on the way in
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -166,7 +182,7 @@ def check_level(level: str, limits: Limits, data: object) -> None:
             raise UsageError(f"{flag} is {value:g}", hint=f"give {low:g} <= value{upper}")
 
 
-def check_allowance(sensitivity: object, max_loss: float | None, scope: str) -> None:
+def check_allowance(sensitivity: object, max_loss: float | None, scope: str | None) -> None:
     """Refuse half of a pair of options, and what it contradicts."""
     if sensitivity is None and max_loss is not None:
         raise UsageError("--max-loss needs a sensitivity file", hint="--sensitivity FILE.json")

@@ -131,10 +131,8 @@ def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
     if groups and len(scaled) == len(groups):
         return "bn_scale", "every group has BatchNormalization scales"
     if scaled:
-        return "bn_l1", (
-            f"{len(groups) - len(scaled)} of {len(groups)} groups have no BatchNormalization: "
-            "using l1 with the BatchNormalization that follows folded in"
-        )
+        bare = len(groups) - len(scaled)
+        return "l1", f"{bare} of {len(groups)} groups have no BatchNormalization: using l1"
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
         return "l1", "BatchNormalization was folded by the exporter, or never there: using l1"
     return "l1", "the model has no BatchNormalization: using l1"

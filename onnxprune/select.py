@@ -61,7 +61,7 @@ def select(
     *,
     ratio: float,
     scope: str = "local",
-    round_to: int = 1,
+    round_to: int | Mapping[int, int] = 1,
     min_channels: int = 1,
     max_ratio: float = MAX_RATIO,
     ignore: str | Sequence[str] = (),
@@ -79,7 +79,8 @@ def select(
         ratio: Share of units to remove, 0 <= ratio < 1.
         scope: ``local`` removes the ratio from each group, ``global`` the lowest over all groups,
             ``isomorphic`` the lowest over all groups of one kind.
-        round_to: Units left are a multiple of this, never removing more than asked.
+        round_to: Units left are a multiple of this, never removing more than asked; or what they
+            are a multiple of for each group, by group id.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
         ignore: Pattern or patterns; groups whose producers match are kept whole.
@@ -137,12 +138,14 @@ def kept_whole(
     return _ratios(graph, whole, ignore, only, {})[1]
 
 
-def _check(ratio: float, scope: str, round_to: int, min_channels: int, max_ratio: float) -> None:
+def _check(
+    ratio: float, scope: str, round_to: int | Mapping[int, int], min_channels: int, max_ratio: float
+) -> None:
     if not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     if scope not in SCOPES:
         raise UsageError(f"scope is '{scope}'", hint=f"give one of {', '.join(SCOPES)}")
-    if round_to < 1:
+    if isinstance(round_to, int) and round_to < 1:
         raise UsageError(f"round-to is {round_to}", hint="give 1 or more")
     if min_channels < 1:
         raise UsageError(f"min-channels is {min_channels}", hint="give 1 or more")
@@ -237,7 +240,7 @@ class _Chooser:
         self,
         graph: DependencyGraph,
         importance: Mapping[int, Float64Array],
-        round_to: int,
+        round_to: int | Mapping[int, int],
         min_channels: int,
         price: Mapping[int, float],
     ) -> None:
@@ -276,11 +279,14 @@ class _Chooser:
 
     def _multiple(self, balance: BalanceSet) -> int:
         """Slots left in a row are a multiple of this, so that widths are of ``round_to``."""
-        needed = [
-            self.round_to // gcd(self.round_to, self._rows(cell)) * cell.slots
-            for cell in balance.cells
-        ]
+        needed = []
+        for cell in balance.cells:
+            step = self._step(cell.group)
+            needed.append(step // gcd(step, self._rows(cell)) * cell.slots)
         return int(np.lcm.reduce(needed))
+
+    def _step(self, group: int) -> int:
+        return self.round_to if isinstance(self.round_to, int) else self.round_to.get(group, 1)
 
     def _remove(self, balance: BalanceSet, drops: Sequence[int]) -> None:
         for cell, drop in zip(balance.cells, drops, strict=True):

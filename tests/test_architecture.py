@@ -27,7 +27,7 @@ ORDER = tuple(
     runs trace survivors groups shapefix analyse bounds
     layers norms calibrate obs score select lossless
     record slices emit patches selections absorb twin rewrite
-    cost budget aim recipe
+    alignment cost budget aim planning recipe
     drift verify
     functions gauges cluster jobs suffix sensitivity curves sweep
     report report.clock report.model report.ops report.build report.schemas report.tables
