@@ -181,6 +181,8 @@ class _Search:
             case "Gemm" if weight == 1:
                 axes = (0 if node.int("transA", 0) else 1, 1 if node.int("transB", 0) else 0, 1)
                 even = _takes_bias(node)
+            case "Gemm":
+                axes = (1 if node.int("transB", 0) else 0, 0 if node.int("transA", 0) else 1, 0)
             case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
                 axes, even = (len(x) - 1, 0, len(x) - 1), True
             case "MatMul" if len(w) == 2 and len(x) >= 2:
@@ -418,7 +420,12 @@ class _Search:
             target = np.array([place[int(label)] for label in into[site.read[source]]])
             factor = site.value[source] / site.value[target]
             yield Absorption(
-                site.node.index, axis=site.axis, source=source, target=target, factor=factor
+                site.node.index,
+                weight=site.node.inputs[site.weight],
+                axis=site.axis,
+                source=source,
+                target=target,
+                factor=factor,
             )
 
 

@@ -41,6 +41,7 @@ def verify(
     level: str = "full",
     limits: Limits = Limits(),  # noqa: B008  (frozen)
     lossless: bool = False,
+    tolerance: float | None = None,
 ) -> Verdict:
     """Check ``pruned`` against its masked twin and measure its drift from ``original``.
 
@@ -53,6 +54,7 @@ def verify(
         level: ``none``, ``twin`` or ``full`` (drift too).
         limits: The user's limits on drift.
         lossless: The pruned model must equal the original itself; ``twin`` is not used.
+        tolerance: What may differ, by an output's scale; by default 1e-4, lossless 1e-5.
 
     Returns:
         A verdict; ``ours`` tells a bug of onnxprune from a limit of the user's.
@@ -77,7 +79,10 @@ def verify(
         verdict = replace(verdict, notes=(f"not compared, no tensor: {names}",))
     reference = original if lossless else twin
     if reference is not None:
-        verdict = _compare_twin(verdict, original, reference, ran, data, lossless=lossless)
+        allowed = tolerance or (LOSSLESS_TOLERANCE if lossless else TWIN_TOLERANCE)
+        verdict = _compare_twin(
+            verdict, original, reference, ran, data, lossless=lossless, tolerance=allowed
+        )
     del ran
     if level != "full" or verdict.status == "failed":
         return verdict
@@ -180,6 +185,7 @@ def _compare_twin(
     data: Data,
     *,
     lossless: bool,
+    tolerance: float,
 ) -> Verdict:
     """The verdict with the twin's part filled in; ``ran`` is what the pruned model gave."""
     what = "original" if lossless else "masked twin"
@@ -190,7 +196,9 @@ def _compare_twin(
         return replace(verdict, status="failed", reason=f"{what}: {error}", ours=True)
     half = _half_epsilon(reference)
     gaps = {
-        name: replace(gap, base=_base_tolerance(wanted[0][name].dtype, half, lossless=lossless))
+        name: replace(
+            gap, base=_base_tolerance(wanted[0][name].dtype, half, tolerance, lossless=lossless)
+        )
         for name, gap in _gaps(wanted, ran).items()
     }
     if not gaps:
@@ -351,12 +359,13 @@ def _half_epsilon(model: Model) -> float:
     return 2.0**-10 if onnx.TensorProto.FLOAT16 in kinds else 0.0
 
 
-def _base_tolerance(dtype: np.dtype[np.generic], half: float, *, lossless: bool) -> float:
+def _base_tolerance(
+    dtype: np.dtype[np.generic], half: float, tolerance: float, *, lossless: bool
+) -> float:
     """What is forgiven before the model's noise is asked for."""
     if not _is_float(dtype):
         return 0.0 if lossless and not half else MISMATCH_TOLERANCE
     epsilon = max(half, _limits(dtype)[0])
-    tolerance = LOSSLESS_TOLERANCE if lossless else TWIN_TOLERANCE
     return max(tolerance, HALF_FACTOR * epsilon) if epsilon > 1e-4 else tolerance
 
 
