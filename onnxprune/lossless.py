@@ -34,6 +34,9 @@ from onnxprune.types import (
 _GONE, _FREE, _ABSORBED, _GATHERED, _NEEDED = range(5)
 
 
+_NO_AXIS = -1  # of an output that has just one channel
+
+
 @dataclass(frozen=True, slots=True)
 class _Site:
     """A node whose constant weight reads channels.
@@ -185,6 +188,8 @@ class _Search:
                 axes = (1 if node.int("transB", 0) else 0, 0 if node.int("transA", 0) else 1, 0)
             case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
                 axes, even = (len(x) - 1, 0, len(x) - 1), True
+            case "MatMul" if len(w) == 1 and weight == 1:
+                axes = (len(x) - 1, 0, _NO_AXIS)
             case "MatMul" if len(w) == 2 and len(x) >= 2:
                 axes = (len(x) - 2, 1, len(x) - 2)
             case _:
@@ -206,6 +211,8 @@ class _Search:
 
     def _labels(self, name: str, axis: int) -> IntArray:
         """Label of each index of an axis, 0 where it has none of its own."""
+        if axis == _NO_AXIS:
+            return np.zeros(1, np.int64)
         shape = self.bounds.env.shape(name) or ()
         for f in self.trace.fields.get(name, ()):
             if fields.varying(f) == (axis,):
@@ -224,7 +231,8 @@ class _Search:
             case "ConvTranspose":
                 split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
                 return split.transpose(0, 2, 1, 3)
-        return (weight if site.axis == 1 else weight.T)[None, :, :, None]
+        flat = weight.reshape(len(weight), -1)  # MatMul with a vector has one output
+        return (flat if site.axis == 1 else flat.T)[None, :, :, None]
 
     def _opaque(self) -> IntArray:
         """Labels of channels that are read in a way nothing here understands."""

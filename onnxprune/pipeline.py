@@ -37,7 +37,7 @@ from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
 from onnxprune.types import Limits, Report, Shape, Verdict
-from onnxprune.verify import TWIN_TOLERANCE
+from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
@@ -278,9 +278,7 @@ def _verify(
                 level=check.level,
                 limits=check.limits,
                 lossless=lossless,
-                # The original rounds its constants layer after layer: a mean over a large map of
-                # equal numbers is off by 1e-5.
-                tolerance=TWIN_TOLERANCE if plan.absorbed else None,
+                tolerance=ABSORBED_TOLERANCE if plan.absorbed else None,
             )
             if prepared is not source and verdict.status == "passed":
                 # The twin has computed weights as constants: that must be the same function.
