@@ -24,8 +24,9 @@ ORDER = tuple(
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
     ops.plain ops.pool ops.reduce ops.contrib ops
-    runs trace survivors groups shapefix analyse bounds
-    score select lossless
+    runs trace survivors groups shapefix analyse
+    bounds.view bounds.layers bounds.pointwise bounds.space bounds
+    score select readers lossless
     record emit patches selections absorb twin rewrite
     cost recipe
     drift verify
