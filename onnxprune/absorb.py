@@ -29,13 +29,13 @@ class Absorber:
         """Change the constants of one node, adding a bias where it has none."""
         node = self.graph.nodes[wanted.node]
         if wanted.bias is None:
-            self._add_columns(node, wanted)
+            self._add_columns(wanted)
         elif node.op_type == "MatMul":
             self._add_behind(node, wanted.bias)
         else:
             self._add_bias(node, wanted.bias)
 
-    def _add_columns(self, node: Node, wanted: Absorption) -> None:
+    def _add_columns(self, wanted: Absorption) -> None:
         def gathered(array: Float64Array) -> Float64Array:
             columns = np.moveaxis(array.copy(), wanted.axis, 0)
             lines = (-1, *(1,) * (columns.ndim - 1))
@@ -43,7 +43,7 @@ class Absorber:
             return np.moveaxis(columns, 0, wanted.axis)
 
         key = repr((wanted.axis, wanted.source, wanted.target, wanted.factor.tolist())).encode()
-        self._edit(node.inputs[1], gathered, key)
+        self._edit(wanted.weight, gathered, key)
 
     def _add_bias(self, node: Node, bias: Float64Array) -> None:
         bias = bias * _number(node, "alpha")  # of a Gemm

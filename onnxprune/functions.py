@@ -47,8 +47,9 @@ class UserFunction:
         space: dict[str, object] = {"__name__": "onnxprune_user", "__file__": self.path}
         try:
             exec(compile(self.source, self.path, "exec"), space)
-        except (SyntaxError, ImportError, NameError, OSError, ValueError, TypeError) as error:
-            raise UsageError(f"'{self.path}' cannot be run: {error}") from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UsageError(f"'{self.path}' cannot be run: {what}") from error
         found = space.get(self.name)
         if not callable(found):
             raise UsageError(f"'{self.path}' has no function '{self.name}'")

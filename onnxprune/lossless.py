@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune import fields
-from onnxprune.bounds import Bounds, find_bounds, pads
-from onnxprune.graph import Node
+from onnxprune.bounds import Bounds, find_bounds
 from onnxprune.groups import NOT_READ, DependencyGraph, constraints, units_to_drop
+from onnxprune.readers import Site, find_sites, taps
 from onnxprune.select import PruningPlan, kept_whole
 from onnxprune.shapefix import repairs
 from onnxprune.survivors import Survivors
@@ -32,33 +32,6 @@ from onnxprune.types import (
 
 # What it takes to remove a channel: it is gone already … it cannot be removed.
 _GONE, _FREE, _ABSORBED, _GATHERED, _NEEDED = range(5)
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A node whose constant weight reads channels.
-
-    Attributes:
-        node: The node.
-        weight: Input position of the weight.
-        axis: Axis of the weight that reads.
-        along: Axis of the data that is read.
-        read: Label of each input channel, 0 where it stays; shape (in,).
-        made: Label of each output channel; shape (out,).
-        group: Groups of channels the weight reads apart from one another.
-        value: What each input channel always is, NaN where it varies; shape (in,).
-        even: A constant input gives a constant output, which a bias can give as well.
-    """
-
-    node: Node
-    weight: int
-    axis: int
-    along: int
-    read: IntArray
-    made: IntArray
-    group: int
-    value: Float64Array
-    even: bool
 
 
 def lossless_plan(
@@ -136,7 +109,7 @@ class _Search:
 
     graph: DependencyGraph
     bounds: Bounds = field(init=False)
-    sites: list[_Site] = field(init=False)
+    sites: list[Site] = field(init=False)
     opaque: IntArray = field(init=False)
     needed: list[BoolArray] = field(init=False)
     unread: BoolArray = field(init=False)
@@ -147,82 +120,10 @@ class _Search:
         self.table = self.graph.tracer.table
         self.trace = self.graph.tracer.traces[0]
         self.bounds = find_bounds(self.graph)
-        self.sites = list(self._sites())
+        self.sites = list(find_sites(self.graph, self.bounds))
         self.opaque = self._opaque()
         self.needed = [np.ones(site.read.size, np.bool_) for site in self.sites]
         self.unread = np.zeros(self.table.size, np.bool_)
-
-    # -- who reads what ------------------------------------------------------------------------
-
-    def _sites(self) -> Iterator[_Site]:
-        graph = self.graph.graph
-        for node in graph.nodes:
-            if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-                continue
-            constant = [name in graph.derived for name in node.inputs[:2]]
-            if sum(constant) == 1:
-                site = self._site(node, constant.index(True))
-                if site is not None:
-                    yield site
-
-    def _site(self, node: Node, weight: int) -> _Site | None:
-        data = node.inputs[1 - weight]
-        shapes = [self.bounds.env.shape(name) for name in (data, node.inputs[weight])]
-        x, w = shapes
-        if x is None or w is None or self.bounds.env.shape(node.outputs[0]) is None:
-            return None
-        group, even = 1, False
-        match node.op_type:
-            case "Conv" if weight == 1:
-                axes, group = (1, 1, 1), node.int("group", 1)
-                even = not pads(node, w[2:])
-            case "ConvTranspose" if weight == 1:
-                axes, group = (1, 0, 1), node.int("group", 1)
-            case "Gemm" if weight == 1:
-                axes = (0 if node.int("transA", 0) else 1, 1 if node.int("transB", 0) else 0, 1)
-                even = _takes_bias(node)
-            case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
-                axes, even = (len(x) - 1, 0, len(x) - 1), True
-            case "MatMul" if len(w) == 2 and len(x) >= 2:
-                axes = (len(x) - 2, 1, len(x) - 2)
-            case _:
-                return None
-        bias = node.inputs[2] if len(node.inputs) > 2 else ""
-        value = self.bounds.along(data, axes[0])
-        assert value is not None
-        return _Site(
-            node,
-            weight,
-            axes[1],
-            axes[0],
-            self._labels(data, axes[0]),
-            self._labels(node.outputs[0], axes[2]),
-            group,
-            np.where(value.constant, value.low, np.nan),
-            even and (not bias or bias in self.graph.graph.derived),
-        )
-
-    def _labels(self, name: str, axis: int) -> IntArray:
-        """Label of each index of an axis, 0 where it has none of its own."""
-        shape = self.bounds.env.shape(name) or ()
-        for f in self.trace.fields.get(name, ()):
-            if fields.varying(f) == (axis,):
-                return -self.table.classes(f).reshape(-1)
-        return np.zeros(shape[axis], np.int64)
-
-    def _taps(self, site: _Site) -> Float64Array:
-        """The weight as (group, out / group, in / group, taps)."""
-        array = self.bounds.values.read(site.node.inputs[site.weight])
-        assert array is not None
-        weight = array.astype(np.float64)
-        group = site.group
-        match site.node.op_type:
-            case "Conv":
-                return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
-            case "ConvTranspose":
-                split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
-                return split.transpose(0, 2, 1, 3)
-        return (weight if site.axis == 1 else weight.T)[None, :, :, None]
 
     def _opaque(self) -> IntArray:
         """Labels of channels that are read in a way nothing here understands."""
@@ -292,13 +193,13 @@ class _Search:
             self.unread = ~needed & ~self.table.frozen[: self.table.size]
             due = [n for n, site in enumerate(self.sites) if self._news(site, gone | self.unread)]
 
-    def _news(self, site: _Site, ignored: BoolArray) -> bool:
+    def _news(self, site: Site, ignored: BoolArray) -> bool:
         """Whether a site was last looked at when more of its outputs counted."""
         return self.settled is None or bool((ignored & ~self.settled)[site.made].any())
 
-    def _reads(self, site: _Site, ignored: BoolArray) -> BoolArray:
+    def _reads(self, site: Site, ignored: BoolArray) -> BoolArray:
         """Which inputs of a site some output that counts reads."""
-        nonzero = (self._taps(site) != 0).any(axis=-1)
+        nonzero = (taps(site, self.bounds) != 0).any(axis=-1)
         made = site.made.reshape(site.group, -1, 1)
         read = site.read.reshape(site.group, 1, -1)
         # What a depthwise filter makes goes together with what it reads.
@@ -317,7 +218,7 @@ class _Search:
             np.maximum.at(effort, site.read, worth)
         return effort
 
-    def _gathers(self, site: _Site) -> bool:
+    def _gathers(self, site: Site) -> bool:
         """Whether columns of a site's weight can be added to one of them."""
         constant = self.graph.graph.constants.get(site.node.inputs[site.weight])
         alone = constant is not None and constant.pinned is None
@@ -325,7 +226,7 @@ class _Search:
         distinct = np.unique(labels).size == labels.size
         return alone and distinct and site.group == 1 and self._is_float(site)
 
-    def _is_float(self, site: _Site) -> bool:
+    def _is_float(self, site: Site) -> bool:
         name = site.node.inputs[site.weight]
         weight = self.graph.graph.constants[name].weight
         single = len(self.graph.graph.consumers.get(name, ())) == 1
@@ -409,7 +310,7 @@ class _Search:
             if not dropped.any():
                 continue
             if site.even:
-                weight = self._taps(site).sum(axis=-1)
+                weight = taps(site, self.bounds).sum(axis=-1)
                 value = np.where(dropped, site.value, 0).reshape(site.group, -1, 1)
                 yield Absorption(site.node.index, bias=(weight @ value).reshape(-1))
                 continue
@@ -418,17 +319,15 @@ class _Search:
             target = np.array([place[int(label)] for label in into[site.read[source]]])
             factor = site.value[source] / site.value[target]
             yield Absorption(
-                site.node.index, axis=site.axis, source=source, target=target, factor=factor
+                site.node.index,
+                weight=site.node.inputs[site.weight],
+                axis=site.axis,
+                source=source,
+                target=target,
+                factor=factor,
             )
 
 
 def _why(group: ChannelGroup, kept: BoolArray) -> str:
     gone = group.size - int(kept.sum())
     return f"{gone} of {group.size} without effect" if gone else "no channel is without effect"
-
-
-def _takes_bias(node: Node) -> bool:
-    """Whether what is added to a Gemm's third input reaches its output."""
-    given = len(node.inputs) > 2 and bool(node.inputs[2])
-    beta = node.attributes.get("beta")
-    return not given or beta is None or beta.f != 0

@@ -40,6 +40,7 @@ from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
 from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
@@ -294,6 +295,7 @@ def _verify(
                 level=check.level,
                 limits=check.limits,
                 lossless=lossless,
+                tolerance=ABSORBED_TOLERANCE if plan.absorbed else None,
             )
             if prepared is not source and verdict.status == "passed":
                 # The twin has computed weights as constants: that must be the same function.

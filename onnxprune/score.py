@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.calibrate import energies, grams
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.given import function_from
+from onnxprune.functions import UserFunction
 from onnxprune.groups import DependencyGraph
 from onnxprune.layers import Layer, kernel_size, layer_of, matrix
 from onnxprune.norms import AGGREGATES, FilterScores, bn_scale, is_bn_scale, per_unit, real_values
@@ -86,7 +86,8 @@ def score(
     if aggregate is not None and aggregate not in AGGREGATES:
         raise UsageError(f"aggregate is '{aggregate}'", hint="give sum, mean or max")
     if isinstance(method, str) and ":" in method:
-        method = function_from(method)
+        given: Scorer = UserFunction.read(method).load()  # type: ignore[assignment]  # checked below
+        method = given
     if callable(method):
         name = getattr(method, "__name__", "function")
         values = {group.id: _asked(method, name, group, graph) for group in graph.prunable}

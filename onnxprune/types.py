@@ -110,13 +110,15 @@ class Absorption:
     Attributes:
         node: Position of the node in ``Graph.nodes``.
         bias: To be added to its output, shape (out,) before the cut; None where columns are added.
-        axis: Axis of its weight on which columns lie.
+        weight: Name of its weight, of which columns are added.
+        axis: Axis of the weight on which columns lie.
         source, target: Columns that go, and the column each is added to, in the original's count.
         factor: What each is multiplied by first.
     """
 
     node: int
     bias: Float64Array | None = None
+    weight: str = ""
     axis: int = 0
     source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     target: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))

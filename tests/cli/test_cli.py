@@ -23,6 +23,7 @@ import onnxprune
 from onnxprune import cli, io, pipeline
 from onnxprune.cli import run
 from onnxprune.errors import InvariantError, MissingExtraError, UnsupportedModelError
+from tests.masked import masked
 from tests.small import MODELS, conv_chain, parsed, reloaded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,19 @@ def test_quiet_prints_nothing_and_verbose_lists_the_groups(call: Call) -> None:
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     verbose = call("shrink", "chain.onnx", "--ratio", 0.5, "-v", "--force")
     assert "4 of 8 removed" in verbose.out
+
+
+def test_lossless_says_so_and_inspect_counts(call: Call) -> None:
+    _, zeroed = masked(conv_chain(), 0.5, "consumers")
+    reloaded(zeroed, Path("masked.onnx"))
+    assert "10 channels have no effect: shrink --lossless" in call("inspect", "masked.onnx").out
+    assert json.loads(call("inspect", "masked.onnx", "--json").out)["without_effect"] == 10
+    ran = call("shrink", "masked.onnx", "--lossless", "-o", "small.onnx")
+    assert "importance lossless (only what has no effect goes)" in ran.out
+    assert "equals the original" in ran.out
+    again = call("shrink", "masked.onnx", "--recipe", "small.onnx", "-o", "again.onnx")
+    assert again.code == 0
+    assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
 
 
 def test_recipe_repeats_a_run(call: Call) -> None:
@@ -322,6 +336,8 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink", "chain.onnx", "--ratio", "nan"), "ratio is nan"),
         (2, ("shrink", "chain.onnx", "--ratio", "inf"), "ratio is inf"),
         (2, (*SHRINK, "--recipe", "r.json"), "give one of --ratio, --lossless and --recipe"),
+        (2, (*SHRINK, "--lossless"), "give one of --ratio, --lossless and --recipe"),
+        (2, ("shrink", "chain.onnx", "--lossless", "--scope", "global"), "go with --lossless"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json"), "cannot read recipe 'r.json'"),
         (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe: onnxprune did"),
         (2, ("shrink", "chain.onnx", "--recipe", "no.onnx"), "cannot read recipe: no such file"),

@@ -332,8 +332,8 @@ def test_function_in_a_file_ranks(tmp_path: Path) -> None:
     ("text", "name", "said"),
     [
         pytest.param("x = 1", "f", "has no function 'f'", id="no function"),
-        pytest.param("1 / 0", "f", "fails: ZeroDivisionError", id="file fails"),
-        pytest.param(None, "f", "no such file", id="no file"),
+        pytest.param("1 / 0", "f", "cannot be run: ZeroDivisionError", id="file fails"),
+        pytest.param(None, "f", "cannot read", id="no file"),
     ],
 )
 def test_function_that_cannot_be_had_is_refused(

@@ -1,0 +1,225 @@
+"""From a wish to a plan: a ratio or targets, one ranking or the best of several."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxprune.aim import Keep, aim
+from onnxprune.budget import Budget, shares
+from onnxprune.data import Data
+from onnxprune.groups import DependencyGraph
+from onnxprune.io import Model
+from onnxprune.rewrite import operate
+from onnxprune.runtime import session
+from onnxprune.score import COMPARABLE, Importance, score
+from onnxprune.select import MAX_RATIO, PruningPlan, select
+from onnxprune.types import AnyArray, Float64Array
+
+_log = logging.getLogger(__name__)
+_JUDGED_ON = 64  # samples that plans are compared on
+_ALONE = 0.25  # share of a group that goes to see what the group is worth
+# Rankings that `auto` tries on calibration data: method, whether groups are weighed by what cutting
+# each of them alone does to the outputs, and the scope where none is asked for.
+_TRIED = (
+    ("wanda", True, "global"),
+    ("obs", True, "global"),
+    ("wanda", False, "isomorphic"),
+    ("lamp", False, "global"),
+    ("activation", False, "isomorphic"),
+)
+
+Latency = Callable[[Keep], float]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much is to go, and within what limits; fields as in ``select``.
+
+    Attributes:
+        targets: Share to be left of each cost; {} where a ratio is asked for.
+        scope: None takes ``local`` for a ratio and ``isomorphic`` for targets.
+    """
+
+    ratio: float = 0.0
+    targets: Mapping[str, float] = field(default_factory=dict)
+    scope: str | None = None
+    round_to: int | Mapping[int, int] = 1
+    min_channels: int = 1
+    max_ratio: float = MAX_RATIO
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    ratio_for: Mapping[str, float] = field(default_factory=dict)
+    group_ratios: Mapping[int, float] | None = None
+
+    @property
+    def where(self) -> str:
+        """The scope that is taken."""
+        return self.scope or ("isomorphic" if self.targets else "local")
+
+
+@dataclass
+class Planner:
+    """Makes plans for one analysed model.
+
+    Attributes:
+        graph: The analysis.
+        wish: What is wanted.
+        data: Calibration data, or None.
+        latency: Share of the latency that a plan leaves, where that is a target.
+    """
+
+    graph: DependencyGraph
+    wish: Wish
+    data: Data | None = None
+    latency: Latency | None = None
+
+    def plan(self, values: Importance) -> PruningPlan:
+        """The plan by one ranking.
+
+        Raises:
+            TargetError: A target is out of reach.
+        """
+        if not self.wish.targets:
+            return self._cut(values, self.wish.ratio)
+        found = aim(
+            self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
+        )
+        if not found.reached:
+            _log.warning(
+                "no cut comes nearer to the target than %s",
+                ", ".join(f"{name}={share:.3f}" for name, share in found.left.items()),
+            )
+        return found.plan
+
+    def left(self, keep: Keep) -> Mapping[str, float]:
+        """Share that a plan leaves of each cost."""
+        found = dict(shares(self.budget.of(keep), self.budget.whole))
+        if self.latency is not None:
+            found["latency"] = self.latency(keep)
+        return found
+
+    @property
+    def budget(self) -> Budget:
+        """Costs of the model's cuts."""
+        if not hasattr(self, "_budget"):
+            self._budget = Budget(self.graph)
+        return self._budget
+
+    def _cut(self, values: Importance, ratio: float) -> PruningPlan:
+        wish = self.wish
+        comparable = values.method.split(",")[0] in COMPARABLE
+        price = None
+        if wish.targets and wish.where != "local" and comparable:
+            measure = next(iter(wish.targets)).replace("latency", "macs")
+            price = {
+                group: float(getattr(bill, measure))
+                for group, bill in self.budget.per_unit.items()
+            }  # fmt: skip
+        return select(
+            self.graph,
+            values,
+            ratio=ratio,
+            group_ratios=wish.group_ratios,
+            scope=wish.where,
+            round_to=wish.round_to,
+            min_channels=wish.min_channels,
+            max_ratio=wish.max_ratio,
+            ignore=wish.ignore,
+            only=wish.only,
+            ratio_for=wish.ratio_for,
+            comparable=comparable,
+            price=price,
+        )
+
+    # -- the best of several -------------------------------------------------------------------
+
+    def best(self, seed: int) -> tuple[PruningPlan, str, str]:
+        """The plan of the ranking whose cut moves the outputs least on the calibration data.
+
+        Returns:
+            The plan, its method, and why that one, in words.
+        """
+        assert self.data is not None
+        judge = Judge(self.graph, self.data)
+        tried: list[tuple[float, str, PruningPlan]] = []
+        known: dict[str, Importance] = {}
+        for method, weighed, scope in _TRIED:
+            planner = self
+            if self.wish.scope is None and self.wish.targets:
+                planner = replace(self, wish=replace(self.wish, scope=scope))
+            if method in known and planner.wish.where == "local":
+                continue  # what groups are worth does not matter there
+            if method not in known:
+                known[method] = score(self.graph, method, data=self.data, seed=seed)
+            across = weighed and planner.wish.where != "local"
+            values = judge.weighed(known[method]) if across else known[method]
+            plan = planner.plan(values)
+            tried.append((judge.drift(operate(plan).model), values.method, plan))
+        least = min(range(len(tried)), key=lambda number: tried[number][0])
+        drift, method, plan = tried[least]
+        others = ", ".join(f"{name} {value:.3g}" for value, name, _ in tried if name != method)
+        return plan, method, f"moves the outputs least on your data: {drift:.3g} ({others})"
+
+
+class Judge:
+    """How far cuts move the outputs on a few samples of calibration data."""
+
+    def __init__(self, graph: DependencyGraph, data: Data) -> None:
+        self.graph = graph
+        self.batches = []
+        samples = 0
+        for batch in data.batches:
+            self.batches.append(batch)
+            samples += next((array.shape[0] for array in batch.values() if array.ndim), 1)
+            if samples >= _JUDGED_ON:
+                break
+        self.expected = self._outputs(graph.graph.source)
+
+    def _outputs(self, model: Model) -> list[Mapping[str, AnyArray]]:
+        loaded = session(model)
+        return [loaded.run(batch) for batch in self.batches]
+
+    def drift(self, model: Model) -> float:
+        """Mean over the outputs of the squared relative difference, >= 0."""
+        found = self._outputs(model)
+        errors = []
+        for name in self.expected[0]:
+            if self.expected[0][name].dtype.kind not in "fV":
+                continue
+            pairs = [
+                (_real(a[name]), _real(b[name])) for a, b in zip(self.expected, found, strict=True)
+            ]
+            scale = sum(float(np.square(a - a.mean()).sum()) for a, _ in pairs)
+            error = sum(float(np.square(a - b).sum()) for a, b in pairs)
+            errors.append(error / max(scale, 1e-30))
+        return float(np.mean(errors)) if errors else 0.0
+
+    def weighed(self, values: Importance) -> Importance:
+        """The same ranking in each group, groups scaled by what cutting a part of each does."""
+        whole = {group.id: np.arange(group.size) for group in self.graph.prunable}
+        found: dict[int, Float64Array] = {}
+        for balance in self.graph.balance_sets:
+            keep = dict(whole)
+            lost = 0.0
+            for cell in balance.cells:
+                order = cell.units[np.argsort(values[cell.group][cell.units], kind="stable")]
+                slots = cell.units.size * cell.slots
+                drop = int(_ALONE * slots) // balance.step * balance.step // cell.slots
+                keep[cell.group] = np.setdiff1d(keep[cell.group], order[:drop])
+                lost += float(values[cell.group][order[:drop]].sum())
+            plan = PruningPlan(self.graph, keep)
+            if plan.removes:
+                moved = self.drift(operate(plan).model)
+                for group in {cell.group for cell in balance.cells}:
+                    scale = (moved + 1e-9) / (lost + 1e-12)
+                    found[group] = values[group] * scale
+        by_group = {group: found.get(group, values[group]) for group in values}
+        return Importance(by_group, f"{values.method}, groups measured", values.why)
+
+
+def _real(array: AnyArray) -> Float64Array:
+    return np.nan_to_num(np.asarray(array, np.float64))
