@@ -14,6 +14,7 @@ from onnxprune.graph import Node
 from onnxprune.groups import DependencyGraph
 from onnxprune.types import Float64Array, IntArray
 
+_FIRST_OPSET_THAT_BROADCASTS = 7
 _NO_AXIS = -1  # of an output that has just one channel
 
 
@@ -76,7 +77,8 @@ def _site(node: Node, weight: int, found: DependencyGraph, bounds: Bounds) -> Si
         case "Gemm":
             axes = (1 if node.int("transB", 0) else 0, 0 if node.int("transA", 0) else 1, 0)
         case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
-            axes, even = (len(x) - 1, 0, len(x) - 1), True
+            axes = (len(x) - 1, 0, len(x) - 1)
+            even = found.graph.opsets[""] >= _FIRST_OPSET_THAT_BROADCASTS
         case "MatMul" if len(w) == 1 and weight == 1:
             axes = (len(x) - 1, 0, _NO_AXIS)
         case "MatMul" if len(w) == 2 and len(x) >= 2:

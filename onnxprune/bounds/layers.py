@@ -125,7 +125,7 @@ def _matmul(view: View) -> Interval:
 
 @bounds_of("BatchNormalization")
 def _batch_normalization(view: View) -> Interval:
-    if view.node.since >= 14 and view.node.int("training_mode", 0):
+    if _trains(view.node) or len(view.shape(1)) != 1:  # one for each element, before opset 9
         raise Unknown
     x = view.need(0)
     scale, shift, mean, var = (
@@ -138,6 +138,15 @@ def _batch_normalization(view: View) -> Interval:
     if spread.zero.any():
         raise Wild
     return add(multiply(add(x, negate(mean)), divide(scale, spread)), shift)
+
+
+def _trains(node: Node) -> bool:
+    """Whether statistics come from the batch; each generation of the operator says so its way."""
+    if node.since >= 14:
+        return node.int("training_mode", 0) == 1
+    if node.since < 7 and not node.int("is_test", 0):
+        return True
+    return any(node.outputs[1:])
 
 
 @bounds_of("InstanceNormalization")

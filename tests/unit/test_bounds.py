@@ -109,6 +109,32 @@ def test_quantized_constant_is_followed() -> None:
     assert ends(bounds_of(model), "y") == ([0, 1], [0, 1])
 
 
+def test_padding_that_shifts_channels_tells_them_no_longer_apart() -> None:
+    model = parsed(
+        "g (float[1,2,4,4] x) => (float[1,2,4,4] y, float[1,2,6,4] z) {\n"
+        'c = Conv(x, w, b) y = Pad(c, shift) z = Pad<mode="edge">(c, around) }',
+        w=np.zeros((2, 2, 1, 1), np.float32),
+        b=np.array([1, 2], np.float32),
+        shift=np.array([0, 1, 0, 0, 0, -1, 0, 0]),
+        around=np.array([0, 0, 1, 0, 0, 0, 1, 0]),
+    )
+    bounds = bounds_of(model)
+    assert ends(bounds, "y") == ([0], [2])
+    assert ends(bounds, "z") == ([1, 2], [1, 2])
+
+
+def test_batch_normalization_in_training_says_nothing() -> None:
+    model = parsed(
+        "g (float[1,2,4,4] x) => (float[1,2,4,4] y) {\n"
+        "y, m, v = BatchNormalization<training_mode=1>(x, g, b, mean, var) }",
+        g=np.zeros(2, np.float32),
+        b=np.ones(2, np.float32),
+        mean=np.zeros(2, np.float32),
+        var=np.ones(2, np.float32),
+    )
+    assert "y" not in bounds_of(model).by_name
+
+
 def test_nan_in_a_weight_makes_what_follows_wild() -> None:
     model = parsed(
         "g (float[1,2,4,4] x) => (float[1,2,4,4] y) { c = Conv(x, w) y = Relu(c) }",
