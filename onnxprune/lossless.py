@@ -212,8 +212,10 @@ class _Search:
         nonzero = (taps(site, self.bounds) != 0).any(axis=-1)
         made = site.made.reshape(site.group, -1, 1)
         read = site.read.reshape(site.group, 1, -1)
-        # What a depthwise filter makes goes together with what it reads.
-        counts = ~ignored[made] & ((made != read) | (made == 0))
+        counts = ~ignored[made]
+        if np.intersect1d(made, read).any():
+            # What a depthwise filter makes goes together with what it reads.
+            counts = counts & ((made != read) | (made == 0))
         return np.asarray((nonzero & counts).any(axis=1).reshape(-1))
 
     def _efforts(self) -> IntArray:
@@ -320,7 +322,7 @@ class _Search:
             if not dropped.any():
                 continue
             if site.even:
-                weight = taps(site, self.bounds).sum(axis=-1)
+                weight = taps(site, self.bounds).astype(np.float64).sum(axis=-1)
                 value = np.where(dropped, site.value, 0).reshape(site.group, -1, 1)
                 yield Absorption(site.node.index, bias=(weight @ value).reshape(-1))
                 continue

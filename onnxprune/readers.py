@@ -12,7 +12,7 @@ from onnxprune.bounds import Bounds
 from onnxprune.bounds.layers import pads
 from onnxprune.graph import Node
 from onnxprune.groups import DependencyGraph
-from onnxprune.types import Float64Array, IntArray
+from onnxprune.types import AnyArray, Float64Array, IntArray
 
 _FIRST_OPSET_THAT_BROADCASTS = 7
 _NO_AXIS = -1  # of an output that has just one channel
@@ -112,11 +112,10 @@ def _labels(name: str, axis: int, found: DependencyGraph, bounds: Bounds) -> Int
     return np.zeros(shape[axis], np.int64)
 
 
-def taps(site: Site, bounds: Bounds) -> Float64Array:
+def taps(site: Site, bounds: Bounds) -> AnyArray:
     """The weight as (group, out / group, in / group, taps)."""
-    array = bounds.values.read(site.node.inputs[site.weight])
-    assert array is not None
-    weight = array.astype(np.float64)
+    weight = bounds.values.read(site.node.inputs[site.weight])
+    assert weight is not None
     group = site.group
     match site.node.op_type:
         case "Conv":

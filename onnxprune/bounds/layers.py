@@ -18,7 +18,7 @@ from onnxprune.intervals import (
     unknown,
     weighted,
 )
-from onnxprune.types import Float64Array, Shape
+from onnxprune.types import FloatArray, Shape
 
 _CHANNEL = 1
 _SPACE = 2  # first spatial axis of (N, C, spatial…)
@@ -50,10 +50,10 @@ def _conv_transpose(view: View) -> Interval:
     return _with_bias(view, _products(taps.transpose(0, 2, 1, 3), x), weight.ndim)
 
 
-def _products(taps: Float64Array, x: Interval) -> Interval:
+def _products(taps: FloatArray, x: Interval) -> Interval:
     """Sums over inputs and taps, shape (out,); ``taps``: (group, out / group, in / group, taps)."""
     group, out, width, count = taps.shape
-    column = x.moved(lambda ends: np.repeat(ends.reshape(group, width, 1), count, axis=1))
+    column = x.moved(lambda ends: np.repeat(ends.reshape(group, width), count, axis=1))
     step = max(1, _CHUNK // max(1, group * width * count))
     parts = [
         weighted(taps[:, start : start + step].reshape(group, -1, width * count), column)

@@ -42,8 +42,8 @@ def test_sum_of_opposite_infinities_has_no_bound() -> None:
 
 
 def test_weighted_sum_ignores_what_a_zero_weight_reads() -> None:
-    x = Interval(np.array([[-np.inf], [1.0]]), np.array([[np.inf], [2.0]]))
-    found = weighted(np.array([[0.0, 3.0], [1.0, 3.0], [0.0, -3.0]]), x)
+    x = Interval(np.array([[-np.inf, 1.0]]), np.array([[np.inf, 2.0]]))
+    found = weighted(np.array([[[0.0, 3.0], [1.0, 3.0], [0.0, -3.0]]]), x)
     assert found.low.reshape(-1).tolist() == [3, -np.inf, -6]
     assert found.high.reshape(-1).tolist() == [6, np.inf, -3]
 
