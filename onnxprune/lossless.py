@@ -252,6 +252,7 @@ class _Search:
         while True:
             self._update(gone)
             effort = self._efforts()
+            gathered = effort == _GATHERED
             for group in groups:
                 for part in np.unique(self.part[group.classes]):
                     self._gather(group, int(part), effort)
@@ -264,7 +265,10 @@ class _Search:
                 gone[group.classes[~keep[group.id]]] = True
             if (gone == before).all():
                 break
-        why = {group.id: whole.get(group.id) or _why(group, keep[group.id]) for group in groups}
+        why = {
+            group.id: whole.get(group.id) or _why(keep[group.id], gathered[group.classes])
+            for group in groups
+        }
         kept = {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
         return PruningPlan(self.graph, kept, why, tuple(self._absorbed(gone)))
 
@@ -341,6 +345,8 @@ class _Search:
             )
 
 
-def _why(group: ChannelGroup, kept: BoolArray) -> str:
-    gone = group.size - int(kept.sum())
-    return f"{gone} of {group.size} without effect" if gone else "no channel is without effect"
+def _why(kept: BoolArray, uneven: BoolArray) -> str:
+    """What was done to a group; ``uneven``: constants that zero padding makes a border of."""
+    gone, stay = kept.size - int(kept.sum()), int((kept & uneven).sum())
+    said = f"{gone} of {kept.size} without effect" if gone else "no channel is without effect"
+    return f"{said}; constants kept beneath zero padding: {stay}" if stay else said

@@ -133,7 +133,9 @@ def test_constants_before_a_padded_conv_are_gathered_into_the_largest() -> None:
         **statistics(5, gamma=[0, 0, 1, 0, 0], beta=[0.5, 2, 0, -1, 1]),
     )
     assert removed(model) == {"w": (0, 3, 4)}
-    surgery = operate(lossless_plan(analyse(model)))
+    plan = lossless_plan(analyse(model))
+    assert plan.why[0] == "3 of 5 without effect; constants kept beneath zero padding: 1"
+    surgery = operate(plan)
     assert surgery.restored == ("v",)
     v, made = array(model, "v"), array(surgery.model, "v")
     np.testing.assert_allclose(made[:, 0], v[:, 1] + v[:, 0] / 4 + v[:, 4] / 2, rtol=1e-6)
