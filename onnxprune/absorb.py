@@ -37,12 +37,18 @@ class Absorber:
 
     def _add_columns(self, wanted: Absorption) -> None:
         def gathered(array: Float64Array) -> Float64Array:
-            columns = np.moveaxis(array.copy(), wanted.axis, 0)
-            lines = (-1, *(1,) * (columns.ndim - 1))
-            np.add.at(columns, wanted.target, columns[wanted.source] * wanted.factor.reshape(lines))
-            return np.moveaxis(columns, 0, wanted.axis)
+            # As (group, in / group, out / group, taps); along axis 0 it lies that way already.
+            rows = array.shape[0] // wanted.group
+            split = array.reshape(wanted.group, rows, *array.shape[1:])
+            view = split if wanted.axis == 0 else split.swapaxes(1, 2)
+            columns = view.reshape(view.shape[0] * view.shape[1], -1).copy()
+            added = columns[wanted.source] * wanted.factor[:, None]
+            np.add.at(columns, wanted.target, added)
+            full = columns.reshape(view.shape)
+            return (full if wanted.axis == 0 else full.swapaxes(1, 2)).reshape(array.shape)
 
-        key = repr((wanted.axis, wanted.source, wanted.target, wanted.factor.tolist())).encode()
+        pairs = (wanted.source.tolist(), wanted.target.tolist(), wanted.factor.tolist())
+        key = repr((wanted.axis, wanted.group, *pairs)).encode()
         self._edit(wanted.weight, gathered, key)
 
     def _add_bias(self, node: Node, bias: Float64Array) -> None:

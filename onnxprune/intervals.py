@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.types import AnyArray, BoolArray, Float64Array
+from onnxprune.types import AnyArray, BoolArray, Float64Array, FloatArray
 
 Function = Callable[[Float64Array], Float64Array]
 
@@ -120,23 +120,32 @@ def largest(a: Interval, b: Interval) -> Interval:
     return Interval(np.maximum(a.low, b.low), np.maximum(a.high, b.high))
 
 
-def weighted(weight: Float64Array, x: Interval) -> Interval:
+def weighted(weight: FloatArray, x: Interval) -> Interval:
     """Sums ``weight @ x`` for x a column of intervals; only what a weight is not 0 for counts.
 
     Args:
-        weight: Shape (..., out, in).
-        x: Ends of shape (..., in, 1).
+        weight: Finite values, shape (group, out, in).
+        x: Ends of shape (group, in).
+
+    Returns:
+        Ends of shape (group, out).
     """
-    plus, minus = np.maximum(weight, 0), np.minimum(weight, 0)
-    free_low, free_high = np.isinf(x.low), np.isinf(x.high)
-    low, high = np.where(free_low, 0.0, x.low), np.where(free_high, 0.0, x.high)
-    least, most = plus @ low + minus @ high, plus @ high + minus @ low
-    if free_low.any() or free_high.any():
-        up, down = (plus > 0).astype(np.float32), (minus < 0).astype(np.float32)
-        low_lost, high_lost = free_low.astype(np.float32), free_high.astype(np.float32)
-        least = np.where(up @ low_lost + down @ high_lost > 0, -np.inf, least)
-        most = np.where(up @ high_lost + down @ low_lost > 0, np.inf, most)
-    return _without_nan(least, most)
+    free_low, free_high = np.isinf(x.low)[:, None], np.isinf(x.high)[:, None]
+    if free_low.all() and free_high.all():
+        no_low = no_high = (weight != 0).any(axis=-1)
+    else:
+        up, down = weight > 0, weight < 0
+        no_low = ((up & free_low) | (down & free_high)).any(axis=-1)
+        no_high = ((up & free_high) | (down & free_low)).any(axis=-1)
+    least, most = np.full(no_low.shape, -np.inf), np.full(no_low.shape, np.inf)
+    low, high = np.where(np.isinf(x.low), 0.0, x.low), np.where(np.isinf(x.high), 0.0, x.high)
+    # Most outputs know neither end, and cost nothing more.
+    rows = np.flatnonzero(~(no_low & no_high).all(axis=0))
+    known = weight[:, rows].astype(np.float64)
+    plus, minus = np.maximum(known, 0), np.minimum(known, 0)
+    least[:, rows] = (plus @ low[..., None] + minus @ high[..., None])[..., 0]
+    most[:, rows] = (plus @ high[..., None] + minus @ low[..., None])[..., 0]
+    return Interval(np.where(no_low, -np.inf, least), np.where(no_high, np.inf, most))
 
 
 def _times(a: Float64Array, b: Float64Array) -> Float64Array:

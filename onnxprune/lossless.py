@@ -104,7 +104,9 @@ class _Search:
         needed: For each site, which of its inputs an output that counts reads.
         unread: By label: nothing that has an effect reads it.
         settled: By label: outputs that did not count when ``needed`` was found; None before.
-        into: By group: label of the constant channel that takes in the others.
+        part: By label: in which groups of convolutions the channel is read.
+        taken: By group and part: label of the constant channel that takes in the others.
+        into: By label of these others: that label.
     """
 
     graph: DependencyGraph
@@ -114,7 +116,9 @@ class _Search:
     needed: list[BoolArray] = field(init=False)
     unread: BoolArray = field(init=False)
     settled: BoolArray | None = None
-    into: dict[int, int] = field(default_factory=dict)
+    part: IntArray = field(init=False)
+    taken: dict[tuple[int, int], int] = field(default_factory=dict)
+    into: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
         self.table = self.graph.tracer.table
@@ -124,6 +128,12 @@ class _Search:
         self.opaque = self._opaque()
         self.needed = [np.ones(site.read.size, np.bool_) for site in self.sites]
         self.unread = np.zeros(self.table.size, np.bool_)
+        self.into = np.zeros(self.table.size, np.int64)
+        self.part = np.zeros(self.table.size, np.int64)
+        for site in self.sites:
+            if site.group > 1:
+                row = np.arange(site.read.size) * site.group // site.read.size
+                self.part[site.read] = self.part[site.read] * site.group + row
 
     def _opaque(self) -> IntArray:
         """Labels of channels that are read in a way nothing here understands."""
@@ -202,8 +212,10 @@ class _Search:
         nonzero = (taps(site, self.bounds) != 0).any(axis=-1)
         made = site.made.reshape(site.group, -1, 1)
         read = site.read.reshape(site.group, 1, -1)
-        # What a depthwise filter makes goes together with what it reads.
-        counts = ~ignored[made] & ((made != read) | (made == 0))
+        counts = ~ignored[made]
+        if np.intersect1d(made, read).any():
+            # What a depthwise filter makes goes together with what it reads.
+            counts = counts & ((made != read) | (made == 0))
         return np.asarray((nonzero & counts).any(axis=1).reshape(-1))
 
     def _efforts(self) -> IntArray:
@@ -224,7 +236,7 @@ class _Search:
         alone = constant is not None and constant.pinned is None
         labels = site.read[site.read != 0]
         distinct = np.unique(labels).size == labels.size
-        return alone and distinct and site.group == 1 and self._is_float(site)
+        return alone and distinct and self._is_float(site)
 
     def _is_float(self, site: Site) -> bool:
         name = site.node.inputs[site.weight]
@@ -240,8 +252,10 @@ class _Search:
         while True:
             self._update(gone)
             effort = self._efforts()
+            gathered = effort == _GATHERED
             for group in groups:
-                self._gather(group, effort)
+                for part in np.unique(self.part[group.classes]):
+                    self._gather(group, int(part), effort)
             effort[gone] = _GONE
             for balance in self.graph.balance_sets:
                 if not any(cell.group in whole for cell in balance.cells):
@@ -251,24 +265,29 @@ class _Search:
                 gone[group.classes[~keep[group.id]]] = True
             if (gone == before).all():
                 break
-        why = {group.id: whole.get(group.id) or _why(group, keep[group.id]) for group in groups}
+        why = {
+            group.id: whole.get(group.id) or _why(keep[group.id], gathered[group.classes])
+            for group in groups
+        }
         kept = {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
         return PruningPlan(self.graph, kept, why, tuple(self._absorbed(gone)))
 
-    def _gather(self, group: ChannelGroup, effort: IntArray) -> None:
-        """Choose the constant channel that takes in the other ones of its group, or keep all.
+    def _gather(self, group: ChannelGroup, part: int, effort: IntArray) -> None:
+        """Choose the constant channel that takes in the other ones of its part, or keep all.
 
         Once chosen it stays.
         """
-        labels = group.classes[effort[group.classes] == _GATHERED]
+        labels = group.classes[self.part[group.classes] == part]
+        labels = labels[effort[labels] == _GATHERED]
         if not labels.size:
             return
-        taken = self.into.get(group.id)
+        taken = self.taken.get((group.id, part))
         options = labels if taken is None else np.array([taken])
         least = self._least(options, labels)
         best = int(np.argmax(least))
         if least[best] > 0:
-            self.into[group.id] = int(options[best])
+            self.taken[group.id, part] = int(options[best])
+            self.into[labels] = options[best]
             effort[options[best]] = _NEEDED
         else:
             effort[labels] = _NEEDED
@@ -302,32 +321,32 @@ class _Search:
 
     def _absorbed(self, gone: BoolArray) -> Iterator[Absorption]:
         """What the dropped constants gave to each site."""
-        into = np.zeros(self.table.size, np.int64)
-        for identifier, label in self.into.items():
-            into[self.graph.groups[identifier].classes] = label
         for site, reads in zip(self.sites, self.needed, strict=True):
             dropped = gone[site.read] & reads & (np.nan_to_num(site.value) != 0)
             if not dropped.any():
                 continue
             if site.even:
-                weight = taps(site, self.bounds).sum(axis=-1)
+                weight = taps(site, self.bounds).astype(np.float64).sum(axis=-1)
                 value = np.where(dropped, site.value, 0).reshape(site.group, -1, 1)
                 yield Absorption(site.node.index, bias=(weight @ value).reshape(-1))
                 continue
             place = {int(label): k for k, label in enumerate(site.read)}
             source = np.flatnonzero(dropped)
-            target = np.array([place[int(label)] for label in into[site.read[source]]])
+            target = np.array([place[int(label)] for label in self.into[site.read[source]]])
             factor = site.value[source] / site.value[target]
             yield Absorption(
                 site.node.index,
                 weight=site.node.inputs[site.weight],
                 axis=site.axis,
+                group=site.group,
                 source=source,
                 target=target,
                 factor=factor,
             )
 
 
-def _why(group: ChannelGroup, kept: BoolArray) -> str:
-    gone = group.size - int(kept.sum())
-    return f"{gone} of {group.size} without effect" if gone else "no channel is without effect"
+def _why(kept: BoolArray, uneven: BoolArray) -> str:
+    """What was done to a group; ``uneven``: constants that zero padding makes a border of."""
+    gone, stay = kept.size - int(kept.sum()), int((kept & uneven).sum())
+    said = f"{gone} of {kept.size} without effect" if gone else "no channel is without effect"
+    return f"{said}; constants kept beneath zero padding: {stay}" if stay else said

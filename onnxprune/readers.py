@@ -12,8 +12,9 @@ from onnxprune.bounds import Bounds
 from onnxprune.bounds.layers import pads
 from onnxprune.graph import Node
 from onnxprune.groups import DependencyGraph
-from onnxprune.types import Float64Array, IntArray
+from onnxprune.types import AnyArray, Float64Array, IntArray
 
+_FIRST_OPSET_THAT_BROADCASTS = 7
 _NO_AXIS = -1  # of an output that has just one channel
 
 
@@ -76,7 +77,8 @@ def _site(node: Node, weight: int, found: DependencyGraph, bounds: Bounds) -> Si
         case "Gemm":
             axes = (1 if node.int("transB", 0) else 0, 0 if node.int("transA", 0) else 1, 0)
         case "MatMul" if len(w) == 2 and len(x) >= 2 and weight == 1:
-            axes, even = (len(x) - 1, 0, len(x) - 1), True
+            axes = (len(x) - 1, 0, len(x) - 1)
+            even = found.graph.opsets[""] >= _FIRST_OPSET_THAT_BROADCASTS
         case "MatMul" if len(w) == 1 and weight == 1:
             axes = (len(x) - 1, 0, _NO_AXIS)
         case "MatMul" if len(w) == 2 and len(x) >= 2:
@@ -110,11 +112,10 @@ def _labels(name: str, axis: int, found: DependencyGraph, bounds: Bounds) -> Int
     return np.zeros(shape[axis], np.int64)
 
 
-def taps(site: Site, bounds: Bounds) -> Float64Array:
+def taps(site: Site, bounds: Bounds) -> AnyArray:
     """The weight as (group, out / group, in / group, taps)."""
-    array = bounds.values.read(site.node.inputs[site.weight])
-    assert array is not None
-    weight = array.astype(np.float64)
+    weight = bounds.values.read(site.node.inputs[site.weight])
+    assert weight is not None
     group = site.group
     match site.node.op_type:
         case "Conv":

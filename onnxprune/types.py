@@ -112,6 +112,7 @@ class Absorption:
         bias: To be added to its output, shape (out,) before the cut; None where columns are added.
         weight: Name of its weight, of which columns are added.
         axis: Axis of the weight on which columns lie.
+        group: Groups of channels that each have columns of their own.
         source, target: Columns that go, and the column each is added to, in the original's count.
         factor: What each is multiplied by first.
     """
@@ -120,6 +121,7 @@ class Absorption:
     bias: Float64Array | None = None
     weight: str = ""
     axis: int = 0
+    group: int = 1
     source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     target: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     factor: Float64Array = field(default_factory=lambda: np.zeros(0))

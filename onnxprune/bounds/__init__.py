@@ -78,7 +78,10 @@ def _outputs(node: Node, bounds: Bounds) -> Iterator[tuple[str, Interval]]:
     except Unknown:
         return
     shape = bounds.env.shape(node.outputs[0])
-    if shape is not None and found.rank == len(shape):
+    # Old versions broadcast in ways of their own: what does not fit says nothing.
+    if shape is None or found.rank != len(shape):
+        return
+    if all(n in (1, m) for n, m in zip(found.low.shape, shape, strict=True)):
         yield node.outputs[0], found
 
 

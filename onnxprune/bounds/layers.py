@@ -18,7 +18,7 @@ from onnxprune.intervals import (
     unknown,
     weighted,
 )
-from onnxprune.types import Float64Array, Shape
+from onnxprune.types import FloatArray, Shape
 
 _CHANNEL = 1
 _SPACE = 2  # first spatial axis of (N, C, spatial…)
@@ -50,10 +50,10 @@ def _conv_transpose(view: View) -> Interval:
     return _with_bias(view, _products(taps.transpose(0, 2, 1, 3), x), weight.ndim)
 
 
-def _products(taps: Float64Array, x: Interval) -> Interval:
+def _products(taps: FloatArray, x: Interval) -> Interval:
     """Sums over inputs and taps, shape (out,); ``taps``: (group, out / group, in / group, taps)."""
     group, out, width, count = taps.shape
-    column = x.moved(lambda ends: np.repeat(ends.reshape(group, width, 1), count, axis=1))
+    column = x.moved(lambda ends: np.repeat(ends.reshape(group, width), count, axis=1))
     step = max(1, _CHUNK // max(1, group * width * count))
     parts = [
         weighted(taps[:, start : start + step].reshape(group, -1, width * count), column)
@@ -125,7 +125,7 @@ def _matmul(view: View) -> Interval:
 
 @bounds_of("BatchNormalization")
 def _batch_normalization(view: View) -> Interval:
-    if view.node.since >= 14 and view.node.int("training_mode", 0):
+    if _trains(view.node) or len(view.shape(1)) != 1:  # one for each element, before opset 9
         raise Unknown
     x = view.need(0)
     scale, shift, mean, var = (
@@ -138,6 +138,15 @@ def _batch_normalization(view: View) -> Interval:
     if spread.zero.any():
         raise Wild
     return add(multiply(add(x, negate(mean)), divide(scale, spread)), shift)
+
+
+def _trains(node: Node) -> bool:
+    """Whether statistics come from the batch; each generation of the operator says so its way."""
+    if node.since >= 14:
+        return node.int("training_mode", 0) == 1
+    if node.since < 7 and not node.int("is_test", 0):
+        return True
+    return any(node.outputs[1:])
 
 
 @bounds_of("InstanceNormalization")

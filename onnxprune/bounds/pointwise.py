@@ -84,7 +84,8 @@ def _hard_swish(view: View) -> Interval:
 
 @bounds_of("Identity", "Dropout")
 def _same(view: View) -> Interval:
-    if view.given(2):  # Dropout in training
+    old = view.node.op_type == "Dropout" and view.node.since < 7
+    if view.given(2) or (old and not view.node.int("is_test", 0)):  # Dropout in training
         raise Unknown
     return view.need(0)
 
@@ -124,6 +125,8 @@ def _abs(view: View) -> Interval:
 
 @bounds_of("Add", "Sum", "Sub", "Mul", "Div", "Min", "Max")
 def _arithmetic(view: View) -> Interval:
+    if view.node.int("broadcast", 0):  # before opset 7, along an axis it names
+        raise Unknown
     combine = {
         "Add": add,
         "Sum": add,
@@ -152,6 +155,8 @@ def _quotient(a: Interval, b: Interval) -> Interval:
 def _prelu(view: View) -> Interval:
     x = view.need(0)
     nothing = between(0, 0, x.rank)
+    if view.node.since < 7 and view.need(1).low.size > 1:  # one for each channel
+        raise Unknown
     slope = view.need(1).moved(lambda ends: fields.lift(ends, x.rank))
     return add(largest(x, nothing), multiply(smallest(x, nothing), slope))
 

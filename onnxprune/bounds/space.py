@@ -60,15 +60,28 @@ def _resize(view: View) -> Interval:
 def _pad(view: View) -> Interval:
     """Zeros or other values around the input, or copies of what is in it."""
     x, node = view.need(0), view.node
-    after = view.bounds.env.shape(node.outputs[0]) or ()
-    grown = [a for a, (m, n) in enumerate(zip(view.shape(0), after, strict=True)) if m != n]
-    if any(x.low.shape[axis] > 1 for axis in grown):
-        x = x.hull(grown)
+    x = x.hull(_padded(view, x.rank))
     if node.string("mode", "constant") != "constant":
         return x
     value = view.number("value", 0)
     filled = view.need(2) if view.given(2) else between(value, value, x.rank)
     return join(x, filled.moved(lambda ends: fields.lift(ends.reshape(-1), x.rank)))
+
+
+def _padded(view: View, rank: int) -> list[int]:
+    """Axes that gain or lose elements, all of them where that is not known."""
+    sizes, axes = view.node.ints("pads"), tuple(range(rank))
+    for position in (1, 3):
+        if view.given(position):
+            found = view.bounds.values.read(view.node.inputs[position])
+            if found is None:
+                return list(range(rank))
+            given = tuple(int(v) for v in found.reshape(-1))
+            sizes, axes = (given, axes) if position == 1 else (sizes, given)
+    if sizes is None or len(sizes) != 2 * len(axes):
+        return list(range(rank))
+    count = len(axes)
+    return sorted({axes[i] % rank for i in range(count) if sizes[i] or sizes[i + count]})
 
 
 @bounds_of("Concat")

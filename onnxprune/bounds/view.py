@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.graph import Graph, Node
 from onnxprune.intervals import Interval, exactly, unknown
 from onnxprune.shapes import Environment, Evaluator
-from onnxprune.types import AnyArray, Float64Array, Shape
+from onnxprune.types import AnyArray, FloatArray, Shape
 
 _MOST_VALUES = 1 << 22  # elements of a constant that is followed element by element
 
@@ -108,12 +108,13 @@ class View:
             raise Unknown
         return found
 
-    def weight(self, position: int) -> Float64Array:
+    def weight(self, position: int) -> FloatArray:
         """Values of an input that is constant."""
         found = self.bounds.values.read(self.node.inputs[position])
         if found is None:
             raise Unknown
-        values = found.astype(np.float64)
+        kind = found.dtype if found.dtype.kind == "f" else np.float64
+        values: FloatArray = found.astype(kind, copy=False)
         if not np.isfinite(values).all():
             raise Wild
         return values

@@ -42,8 +42,8 @@ def test_sum_of_opposite_infinities_has_no_bound() -> None:
 
 
 def test_weighted_sum_ignores_what_a_zero_weight_reads() -> None:
-    x = Interval(np.array([[-np.inf], [1.0]]), np.array([[np.inf], [2.0]]))
-    found = weighted(np.array([[0.0, 3.0], [1.0, 3.0], [0.0, -3.0]]), x)
+    x = Interval(np.array([[-np.inf, 1.0]]), np.array([[np.inf, 2.0]]))
+    found = weighted(np.array([[[0.0, 3.0], [1.0, 3.0], [0.0, -3.0]]]), x)
     assert found.low.reshape(-1).tolist() == [3, -np.inf, -6]
     assert found.high.reshape(-1).tolist() == [6, np.inf, -3]
 
@@ -107,6 +107,32 @@ def test_quantized_constant_is_followed() -> None:
         z=np.array(3, np.int8),
     )
     assert ends(bounds_of(model), "y") == ([0, 1], [0, 1])
+
+
+def test_padding_that_shifts_channels_tells_them_no_longer_apart() -> None:
+    model = parsed(
+        "g (float[1,2,4,4] x) => (float[1,2,4,4] y, float[1,2,6,4] z) {\n"
+        'c = Conv(x, w, b) y = Pad(c, shift) z = Pad<mode="edge">(c, around) }',
+        w=np.zeros((2, 2, 1, 1), np.float32),
+        b=np.array([1, 2], np.float32),
+        shift=np.array([0, 1, 0, 0, 0, -1, 0, 0]),
+        around=np.array([0, 0, 1, 0, 0, 0, 1, 0]),
+    )
+    bounds = bounds_of(model)
+    assert ends(bounds, "y") == ([0], [2])
+    assert ends(bounds, "z") == ([1, 2], [1, 2])
+
+
+def test_batch_normalization_in_training_says_nothing() -> None:
+    model = parsed(
+        "g (float[1,2,4,4] x) => (float[1,2,4,4] y) {\n"
+        "y, m, v = BatchNormalization<training_mode=1>(x, g, b, mean, var) }",
+        g=np.zeros(2, np.float32),
+        b=np.ones(2, np.float32),
+        mean=np.zeros(2, np.float32),
+        var=np.ones(2, np.float32),
+    )
+    assert "y" not in bounds_of(model).by_name
 
 
 def test_nan_in_a_weight_makes_what_follows_wild() -> None:

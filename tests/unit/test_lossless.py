@@ -133,7 +133,9 @@ def test_constants_before_a_padded_conv_are_gathered_into_the_largest() -> None:
         **statistics(5, gamma=[0, 0, 1, 0, 0], beta=[0.5, 2, 0, -1, 1]),
     )
     assert removed(model) == {"w": (0, 3, 4)}
-    surgery = operate(lossless_plan(analyse(model)))
+    plan = lossless_plan(analyse(model))
+    assert plan.why[0] == "3 of 5 without effect; constants kept beneath zero padding: 1"
+    surgery = operate(plan)
     assert surgery.restored == ("v",)
     v, made = array(model, "v"), array(surgery.model, "v")
     np.testing.assert_allclose(made[:, 0], v[:, 1] + v[:, 0] / 4 + v[:, 4] / 2, rtol=1e-6)
@@ -379,6 +381,31 @@ def test_channels_that_a_slice_leaves_out_go_but_for_one() -> None:
     )
     assert len(removed(model)["w"]) == 2
     assert set(removed(model)["w"]) < {0, 4, 5}
+
+
+def test_each_group_of_a_padded_conv_gathers_its_own_constants() -> None:
+    model = parsed(
+        f"g {BODY} {{ c = Conv(x, w) {batch_norm('c', 'n')} r = Relu(n)\n"
+        "y = Conv<group=2, pads=[1,1,1,1]>(r, v) }",
+        w=randn(8, 3, 1, 1),
+        v=randn(4, 4, 3, 3),
+        **statistics(8, gamma=[0, 0, 1, 0, 1, 0, 0, 1], beta=[1, 2, 0, -1, 0, 3, 1, 0]),
+    )
+    # Both groups lose as many: of the first, what is 0 or 1 could go.
+    assert removed(model) == {"w": (3, 6)}
+    surgery = operate(lossless_plan(analyse(model)))
+    v, made = array(model, "v"), array(surgery.model, "v")
+    np.testing.assert_allclose(made[2:, 1], v[2:, 1] + v[2:, 2] / 3, rtol=1e-5)
+
+
+def test_transposed_conv_gathers_constants_too() -> None:
+    model = parsed(
+        f"g {BODY} {{ c = Conv(x, w, b) r = Relu(c) y = ConvTranspose<strides=[2,2]>(r, v) }}",
+        w=without(randn(5, 3, 1, 1), 0, 0, 1, 4),
+        b=np.array([1, 4, 0, 0, 2], np.float32),
+        v=randn(5, 4, 3, 3),
+    )
+    assert removed(model) == {"w": (0, 4)}
 
 
 def test_group_without_any_effect_keeps_one_channel() -> None:
