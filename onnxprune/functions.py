@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from onnxprune.errors import UsageError
@@ -43,14 +44,20 @@ class UserFunction:
         return made
 
     def load(self) -> Callable[..., object]:
-        """Run the file and give the function."""
-        space: dict[str, object] = {"__name__": "onnxprune_user", "__file__": self.path}
-        try:
-            exec(compile(self.source, self.path, "exec"), space)
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise UsageError(f"'{self.path}' cannot be run: {what}") from error
-        found = space.get(self.name)
+        """Run the file, the first time, and give the function."""
+        found = _space(self.path, self.source).get(self.name)
         if not callable(found):
             raise UsageError(f"'{self.path}' has no function '{self.name}'")
         return found
+
+
+@cache
+def _space(path: str, source: str) -> dict[str, object]:
+    """Names that a file defines; it is run once."""
+    space: dict[str, object] = {"__name__": "onnxprune_user", "__file__": path}
+    try:
+        exec(compile(source, path, "exec"), space)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"'{path}' cannot be run: {what}") from error
+    return space

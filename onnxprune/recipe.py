@@ -127,6 +127,8 @@ class Recipe(_Part):
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
         written: dict[str, object] = self.model_dump(mode="json", by_alias=True)
+        optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else None
+        written["options"] = self.options.model_dump(mode="json", exclude=optional)
         written["removed"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.removed
         ]

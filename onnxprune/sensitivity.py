@@ -136,7 +136,7 @@ class Bench:
         runner = _Runner(suffix, self._threads)
         for kept in self._borders.of(number):
             border = {name: kept[name] for name in suffix.border}
-            reference = {name: kept[name] for name in self._outputs}
+            reference = {name: kept[name] for name in self._outputs if name in kept}
             for tally, outputs in zip(tallies, runner.run(border), strict=True):
                 tally.add(reference, outputs)
         return {0: none} | {

@@ -292,7 +292,7 @@ class Borders:
         self._kept: list[dict[str, AnyArray]] = []
 
     def of(self, number: int) -> Iterator[dict[str, AnyArray]]:
-        """The tensors of one suffix, a mapping for each batch."""
+        """The tensors of one suffix, a mapping for each batch; what is no tensor is left out."""
         if number not in self._held:
             self._held, self._kept = frozenset(), []
             together = self._together(number)
@@ -302,7 +302,7 @@ class Borders:
             names = dict.fromkeys(name for one in together for name in self._wanted[one])
             self._kept, self._held = list(self._run([*names])), frozenset(together)
         wanted = self._wanted[number]
-        yield from ({name: kept[name] for name in wanted} for kept in self._kept)
+        yield from ({n: kept[n] for n in wanted if n in kept} for kept in self._kept)
 
     def _together(self, number: int) -> list[int]:
         """The suffix and those after it whose tensors fit into memory at once."""
@@ -323,7 +323,8 @@ class Borders:
         loaded = session(part(self._graph, made, fed), threads=self._threads) if made else None
         for batch in self._batches:
             got = loaded.run(batch) if loaded is not None else {}
-            yield {name: got[name] if name in got else batch[name] for name in names}
+            seen = got.keys() | batch.keys()
+            yield {name: (got if name in got else batch)[name] for name in names if name in seen}
 
 
 def border_bytes(

@@ -159,6 +159,27 @@ def test_weight_that_is_not_finite_is_zeroed_where_it_is_made() -> None:
     assert np.allclose(got, session(masked_twin(plan)).run(batch)["y"], atol=1e-5)
 
 
+def test_sequences_are_computed_again_and_not_compared() -> None:
+    rng = np.random.default_rng(0)
+    model = parsed(
+        """g (float[N,6] x) => (float[N,5] y, seq(float[N,3]) parts) {
+            parts = SplitToSequence<axis=1>(x, three)
+            joined = ConcatFromSequence<axis=1>(parts)
+            h = Gemm<transB=1>(joined, a)
+            r = Relu(h)
+            z = Gemm<transB=1>(r, b)
+            first = SequenceAt(parts, zero)
+            mean = ReduceMean<keepdims=1>(first)
+            y = Add(z, mean)
+        }""",
+        three=np.array(3),
+        zero=np.array(0),
+        a=rng.standard_normal((8, 6)).astype(np.float32),
+        b=rng.standard_normal((5, 8)).astype(np.float32),
+    )
+    assert_equals_twins(model)
+
+
 def test_ratio_below_one_unit_costs_nothing_and_is_not_run() -> None:
     model = conv_chain((3, 8, 12))
     batches = batches_of(model)
