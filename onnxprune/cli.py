@@ -71,6 +71,14 @@ class Attention(StrEnum):
 class Restoring(StrEnum):
     """How accuracy is restored."""
 
+    auto = "auto"
+    none = "none"
+    refit = "refit"
+
+
+class Unrestored(StrEnum):
+    """How accuracy is restored where every group is cut alone."""
+
     none = "none"
 
 
@@ -163,7 +171,9 @@ Plot: TypeAlias = Annotated[
 ]
 DataPath: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FILE.npz", help="Inputs to run the models on."),
+    typer.Option(
+        "--data", metavar="FILE.npz", help="Inputs of yours: to rank, to restore and to verify on."
+    ),
 ]
 Seed: TypeAlias = Annotated[
     int, typer.Option("--seed", parser=_whole(0), metavar="N", help="For everything random.")
@@ -371,8 +381,13 @@ def shrink(
     attention: AttentionMode = Attention.heads,
     allow_norm: AllowNorm = False,
     restore: Annotated[
-        Restoring, typer.Option("--restore", help="Restore accuracy: not in this version.")
-    ] = Restoring.none,
+        Restoring,
+        typer.Option(
+            "--restore",
+            help="Give accuracy back without training: refit every layer to --data (auto does "
+            "where data is given).",
+        ),
+    ] = Restoring.auto,
     verify: Annotated[
         Level,
         typer.Option(
@@ -515,8 +530,8 @@ def sensitivity(
     ] = "auto",
     attention: AttentionMode = Attention.heads,
     restore: Annotated[
-        Restoring, typer.Option("--restore", help="Restore accuracy: not in this version.")
-    ] = Restoring.none,
+        Unrestored, typer.Option("--restore", help="Cuts are measured as they are.")
+    ] = Unrestored.none,
     input_shape: Shapes = None,
     seed: Seed = 0,
     jobs: Annotated[

@@ -31,15 +31,17 @@ from onnxprune.request import (
     check_allowance,
     check_level,
     check_outputs,
+    check_restore,
     check_sources,
 )
+from onnxprune.restore import refit
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
-from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.types import Limits, Refitted, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
@@ -71,7 +73,7 @@ def shrink(
     max_loss: float | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
-    restore: str = "none",
+    restore: str = "auto",
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -110,9 +112,11 @@ def shrink(
         max_loss: Most that a group may lose, in the measure of that file.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
-        restore: Only ``none`` so far.
+        restore: ``refit`` gives accuracy back from calibration data, layer by layer, without
+            training; ``auto`` does so where ``data`` is given; ``none`` leaves plain slices.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs for verification: an ``.npz`` file or ``Data``; None makes random ones.
+        data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
+            ``Data``; None verifies on random inputs.
         seed: For random inputs and ``importance="random"``.
         verify: ``none``, ``twin`` (is the surgery right) or ``full`` (drift too).
         max_drift: Most relative L2 difference of any output that is allowed.
@@ -140,8 +144,7 @@ def shrink(
     if isinstance(round_to, str) and round_to != "auto":
         raise UsageError(f"round-to is '{round_to}'", hint="give a whole number, or auto")
     check_allowance(sensitivity, max_loss, scope)
-    if restore != "none":
-        raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
+    check_restore(restore, data)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits, data)
     if ratio is not None and not 0 <= ratio < 1:
@@ -155,7 +158,7 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate,
+            dict(targets or {}), aggregate, restore,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -168,15 +171,29 @@ def shrink(
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
-            made, written = _with_recipe(surgery, original, asked.options(method))
         if not surgery.removed:
             _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
-        verdict = _verify(graph, plan, made, check, clock, lossless=asked.exactly)
+        restoring = asked.restoring(check.data) and bool(surgery.removed)
+        level = "twin" if restoring and check.level == "full" else check.level
+        verdict = _verify(
+            graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
+        )
+        layers: tuple[Refitted, ...] = ()
+        if restoring:
+            assert check.data is not None
+            with clock.stage("restore"):
+                made, layers, changed = refit(
+                    plan, surgery.model, check.data, seed=seed, heard=clock.step
+                )
+            restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
+            surgery = replace(surgery, model=made, restored=restored)
+            verdict = _measured(graph, made, verdict, check, clock)
+        made, written = _with_recipe(surgery, original, asked.options(method, restoring))
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
-                kept = written or _empty_recipe(made, original, asked.options(method))
+                kept = written or _empty_recipe(made, original, asked.options(method, restoring))
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force
@@ -200,6 +217,7 @@ def shrink(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
+        restored=layers,
         written=tuple(files),
     )
 
@@ -317,6 +335,22 @@ def _verify(
     if verdict.status == "not_run":
         _log.warning("not verified: %s", verdict.reason)
     return verdict
+
+
+def _measured(
+    graph: DependencyGraph, made: Model, proved: Verdict, check: Check, clock: Clock
+) -> Verdict:
+    """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
+    if check.level != "full" or check.data is None:
+        return proved
+    with clock.stage("verify"):
+        found = run_checks(
+            graph.graph.source, made, twin=None, data=check.data, limits=check.limits
+        )
+    if found.status == "failed":
+        hint = _BUG if found.ours else "nothing was written"
+        raise VerificationError(found.reason, hint=hint)
+    return replace(proved, drift=found.drift, notes=(*proved.notes, *found.notes))
 
 
 # -- inspect and compare ---------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Request:
     allowance: Allowance | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
     aggregate: str | None = None
+    restore: str = "none"
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -97,7 +98,9 @@ class Request:
         calibrating = self.importance == "auto" and data is not None and not data.random
         if calibrating and self.allowance is None:
             with clock.stage("score"):
-                return Planner(graph, self._wish(graph, None), data).best(self.seed)
+                planner = Planner(graph, self._wish(graph, None), data)
+                best = planner.best_restored if self.restoring(data) else planner.best
+                return best(self.seed)
         with clock.stage("score"):
             values = score(
                 graph, self.importance, aggregate=self.aggregate, data=data, seed=self.seed
@@ -123,11 +126,21 @@ class Request:
             group_ratios=allowed,
         )
 
-    def options(self, method: str) -> Options:
+    def restoring(self, data: Data | None) -> bool:
+        """Whether the result is refitted to calibration data."""
+        if data is None or data.random or self.exactly or self.restore == "none":
+            return False
+        if self.recipe is not None and self.restore == "auto":
+            return self.recipe.options.restore == "refit"
+        return True
+
+    def options(self, method: str, restored: bool) -> Options:
         """Options as a recipe keeps them, with the importance that was taken."""
         if self.recipe is not None:
-            return self.recipe.options
+            taken = "refit" if restored else "none"
+            return self.recipe.options.model_copy(update={"restore": taken})
         return Options(
+            restore="refit" if restored else "none",
             ratio=self.ratio,
             targets=dict(self.targets),
             scope=self.scope or ("isomorphic" if self.targets else "local"),  # type: ignore[arg-type]  # select checked it
@@ -192,6 +205,14 @@ def check_allowance(sensitivity: object, max_loss: float | None, scope: str | No
         raise UsageError(
             "--sensitivity says what each group loses", hint="leave out --scope global"
         )
+
+
+def check_restore(restore: str, data: object) -> None:
+    """Refuse a way to restore that does not exist, or lacks what it needs."""
+    if restore not in ("auto", "none", "refit"):
+        raise UsageError(f"restore is '{restore}'", hint="give auto, none or refit")
+    if restore == "refit" and data is None:
+        raise UsageError("restore refit needs calibration data", hint="--data FILE.npz")
 
 
 def check_outputs(

@@ -25,30 +25,13 @@ from onnxprune.refit import Fit, Fitter
 from onnxprune.select import PruningPlan
 from onnxprune.stepwise import Stepwise, Values
 from onnxprune.survivors import Survivors
-from onnxprune.types import AnyArray, Float64Array
+from onnxprune.types import AnyArray, Float64Array, Refitted
 
 _log = logging.getLogger(__name__)
 _PRESENT = ("Identity", "Cast")  # nodes between a constant and a layer that change no value
 _SMALL_SCALE = 1e-4  # of the largest: a channel scaled by less is left as it is
 
 Heard = Callable[[int, int, str], None]  # done, of, node
-
-
-@dataclass(frozen=True, slots=True)
-class Refitted:
-    """What refitting did to one layer.
-
-    Attributes:
-        node: Its node.
-        before, after: Held-out error of its output before and after, as a share of the variance
-            of the original's; before is with what feeds it refitted already.
-        ridge: How strongly it was held to its old weights, None where those were kept.
-    """
-
-    node: str
-    before: float
-    after: float
-    ridge: float | None
 
 
 @dataclass(frozen=True)

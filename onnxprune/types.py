@@ -255,6 +255,23 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Refitted:
+    """What refitting did to one layer.
+
+    Attributes:
+        node: Its node.
+        before, after: Held-out error of its output before and after, as a share of the variance
+            of the original's; before is with what feeds it refitted already.
+        ridge: How strongly it was held to its old weights, None where those were kept.
+    """
+
+    node: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
@@ -275,6 +292,7 @@ class Report:
         warnings: What a person should know, in order.
         recipe: The recipe as JSON, {} where nothing was removed.
         written: Every file that was written.
+        restored: What refitting did to each layer, in execution order.
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
     """
 
@@ -294,4 +312,5 @@ class Report:
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict, repr=False)
     written: tuple[Path, ...] = ()
+    restored: tuple[Refitted, ...] = ()
     without_effect: int | None = None

@@ -16,6 +16,7 @@ from onnxprune.report.model import (
     DriftJson,
     GroupJson,
     OperatorJson,
+    RefittedJson,
     ReportJson,
     StatsJson,
     TwinJson,
@@ -138,6 +139,12 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         peak_memory_bytes=report.peak_memory_bytes,
         warnings=list(report.warnings),
         without_effect=report.without_effect,
+        restored=[
+            RefittedJson(
+                node=one.node, before=_finite(one.before), after=_finite(one.after), ridge=one.ridge
+            )
+            for one in report.restored
+        ],
     )
     return found.model_dump(mode="json", by_alias=True)
 

@@ -34,6 +34,11 @@ class Clock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
+    def step(self, done: int, of: int, what: str) -> None:
+        """Tell how far the stage that runs has come."""
+        if self.progress is not None:
+            self.progress(f"restore {done + 1}/{of} {what}")
+
 
 class Heard(logging.Handler):
     """Collects the warnings of the package while it is entered, each once."""

@@ -83,6 +83,15 @@ class OperatorJson(_Part):
     rule: str | None
 
 
+class RefittedJson(_Part):
+    """One refitted layer: held-out error of its output as a share of the original's variance."""
+
+    node: str
+    before: float | None
+    after: float | None
+    ridge: float | None
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -101,3 +110,4 @@ class ReportJson(_Part):
     peak_memory_bytes: int
     warnings: list[str]
     without_effect: int | None
+    restored: list[RefittedJson]

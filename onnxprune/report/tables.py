@@ -38,10 +38,26 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     )
     assert report.after is not None
     yield _cost_table(report.before, report.after, "before", "after")
+    yield from _restored_lines(report, verbose=verbose)
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
         yield _line(f"next: trtexec --onnx={shlex.quote(report.output_path)}")
+
+
+def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
+    """What refitting did, in one line, or a line for each layer."""
+    if not report.restored:
+        return
+    taken = [one for one in report.restored if one.ridge is not None]
+    before = sum(one.before for one in report.restored) / len(report.restored)
+    after = sum(one.after for one in report.restored) / len(report.restored)
+    yield _line(
+        f"restored: {len(taken)} of {len(report.restored)} layers refitted on "
+        f"{report.verdict.inputs or 'the data'}; mean held-out error {before:.3g} → {after:.3g}"
+    )
+    for one in report.restored if verbose else ():
+        yield _line(f"  {one.node}: {one.before:.3g} → {one.after:.3g}")
 
 
 def inspect_report(
