@@ -306,11 +306,11 @@ def test_quantized_weight_whose_zero_point_is_an_input_is_cut() -> None:
     assert_exact(found)
 
 
-def test_grouped_convolution_whose_channels_are_one_norm_group_freezes_them() -> None:
-    middle = "e = Conv<group=2>(a, d) m = GroupNormalization<num_groups=1>(e, s, t)"
-    found = between_convs(middle, s=(8,), t=(8,), d=(8, 4, 1, 1))
-    assert units(analyse(found), "w1", 0) == [None] * 8
-    assert_frozen(found, "d", "'e' turns one channel into content")
+def test_grouped_convolution_on_the_input_whose_channels_are_one_norm_group_keeps_them() -> None:
+    text = """g (float[2,4,6,6] x) => (float[n,c,h,w] y) {
+        a = Conv<group=2>(x, w1) e = GroupNormalization<num_groups=1>(a, s, t) y = Conv(e, w2)}"""
+    found = model(text, w1=(8, 2, 1, 1), s=(8,), t=(8,), w2=(4, 8, 1, 1))
+    assert_frozen(found, "w1", "Conv 'a' turns one channel into content")
 
 
 def test_grids_that_still_misfit_after_the_last_repair_are_frozen(

@@ -29,6 +29,14 @@ def test_size_that_a_constant_demands_is_found() -> None:
     assert stand_ins(found) == ({"x": (1, 3, 224, 224)}, {"x": (3, 3, 224, 224)})
 
 
+def test_size_at_which_a_range_has_no_step_is_passed_over() -> None:
+    text = """g (float[n,3,h,w] x) => (float[m,c,i,j] y) {a = Conv(x, w1) s = Shape(x)
+        e = Gather(s, two) d = Sub(e, k) r = Range(zero, e, d) y = Gather<axis=2>(a, r)}"""
+    scalars = {"two": np.array(2), "k": np.array(64), "zero": np.array(0)}
+    found = model(text, **scalars, **W1)
+    assert stand_ins(found) == ({"x": (1, 3, 96, 160)}, {"x": (3, 3, 224, 224)})
+
+
 def test_model_that_contradicts_itself_at_every_size_is_refused_with_the_complaint() -> None:
     text = """g (float[n,k,l] x) => (float[n,m,o] y) {
         a = MatMul(x, w1) b = MatMul(a, w2) y = Relu(b)}"""
