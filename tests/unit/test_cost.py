@@ -125,3 +125,15 @@ def test_bytes_are_those_of_the_file(tmp_path: Path) -> None:
     assert before.bytes == (tmp_path / "a.onnx").stat().st_size
     written = save(made, tmp_path / "b.onnx")
     assert after.bytes == pytest.approx(written, rel=0.02)
+
+
+def test_transposed_convolution_costs_its_weights_once_for_each_element_it_reads() -> None:
+    model = parsed(
+        """g (float[1,3,8,8] x) => (float[1,6,15,15] y) {
+        a = Conv(x, w1) y = ConvTranspose<group=2, strides=[2,2]>(a, w2)}""",
+        w1=float32(4, 3, 1, 1),
+        w2=float32(4, 3, 1, 1),
+    )
+    before, after, _ = cut(model)
+    assert before.macs == 64 * 4 * 3 + 64 * 4 * 3
+    assert after.macs == before.macs // 2

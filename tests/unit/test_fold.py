@@ -14,7 +14,7 @@ from onnxprune.pipeline import shrink
 from onnxprune.prepare import prepare
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session
-from tests.oracle import assert_equals_masked_twin, plan_at
+from tests.oracle import assert_equals_masked_twin, assert_rewrites, plan_at
 from tests.small import array, parsed
 
 F32 = np.float32
@@ -161,3 +161,35 @@ def test_file_from_before_private_initializers_gets_a_constant_node() -> None:
     assert [value.name for value in folded.proto.graph.input] == ["x", "w1", "v", "w3"]
     graph = analyse(model)
     assert_equals_masked_twin(model, plan_at(graph, 0.5))
+
+
+def test_large_folded_weight_is_computed_when_it_is_read_and_cut_on_both_axes() -> None:
+    wide = normal(12, 8, 5, 5)
+    axes = np.array([1, 2, 3])
+    model = net("d = ReduceMax(u, axes) w = Div(u, d)", "w", u=wide, axes=axes)
+    folded, names = fold(model)
+    assert names == ("w",)
+    expected = wide / wide.max(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(array(folded, "w"), expected, rtol=1e-6)
+    graph = analyse(model)
+    assert array(operate(plan_at(graph, 0.5)).model, "w").shape == (6, 4, 5, 5)
+    assert_equals_masked_twin(model, plan_at(graph, 0.5))
+
+
+CHOSEN = """w = If (c) <then_branch = t () => (float[12,8,1,1] p) {p = Neg(v)},
+    else_branch = e () => (float[12,8,1,1] q) {q = Relu(v)}>"""
+
+
+def test_weight_that_a_branch_makes_of_a_constant_stays_and_freezes_what_it_reads() -> None:
+    model = net(CHOSEN, "w", c=np.array(True))
+    assert fold(model) == (model, ())
+    graph = analyse(model)
+    assert not graph.prunable
+    assert "Conv 'b' has a weight that is computed at run time" in str(graph.groups[0].frozen)
+
+
+def test_weight_computed_by_what_the_runtime_lacks_is_followed_to_where_it_starts() -> None:
+    model = net("h = Softsign(u) w = Cast<to=1>(h)", "w", u=np.ones((12, 8, 1, 1)))  # of doubles
+    assert fold(model) == (model, ())
+    made = assert_rewrites(model, plan_at(analyse(model), 0.5)).model
+    assert [array(made, name).shape for name in ("w1", "u")] == [(4, 3, 3, 3), (6, 4, 1, 1)]

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
 
 from onnxprune import fields, slots
 from onnxprune.analyse import analyse
+from onnxprune.rewrite import operate
+from tests.oracle import plan_at
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,
@@ -291,3 +295,44 @@ def test_computed_weight_that_is_read_along_both_axes_is_masked_on_both() -> Non
     graph = analyse(found)
     assert [group.size for group in graph.prunable] == [8, 8]
     assert_exact(found)
+
+
+def test_quantized_weight_whose_zero_point_is_an_input_is_cut() -> None:
+    text = """g (float[2,6,3] x, int8 z) => (float[n,t,c] y) {
+        a = MatMul(x, w1) d = DequantizeLinear(q, s, z) y = MatMul(a, d)}"""
+    found = model(text, w1=(3, 8), q=STORED, s=SCALE["s"])
+    surgery = operate(plan_at(analyse(found), 0.5))
+    assert surgery.model.weights()["q"].shape == (4, 4)
+    assert_exact(found)
+
+
+def test_grouped_convolution_on_the_input_whose_channels_are_one_norm_group_keeps_them() -> None:
+    text = """g (float[2,4,6,6] x) => (float[n,c,h,w] y) {
+        a = Conv<group=2>(x, w1) e = GroupNormalization<num_groups=1>(a, s, t) y = Conv(e, w2)}"""
+    found = model(text, w1=(8, 2, 1, 1), s=(8,), t=(8,), w2=(4, 8, 1, 1))
+    assert_frozen(found, "w1", "Conv 'a' turns one channel into content")
+
+
+def test_grids_that_still_misfit_after_the_last_repair_are_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules[analyse.__module__], "_MOST_REPAIRS", 1)
+    text = """g (float[6,3] x, float[6,2,1,1] z) => (float[n,c] y) {a = MatMul(x, w1)
+        r = Reshape(a, s) e = Mul(r, z) m = Reshape(e, b) y = MatMul(m, w2)}"""
+    shapes = {"s": np.array([6, 2, 4, 8]), "b": np.array([6, 64])}
+    found = model(text, w1=(3, 64), w2=(64, 4), **shapes)
+    assert_frozen(found, "w1", "'r' does not keep its order")
+
+
+def test_two_cuts_that_leave_rows_of_unequal_length_together_share_rows_and_then_stay() -> None:
+    text = """g (float[6,3] x) => (float[n,c] y, float[n,d] z) {
+        a = MatMul(x, w1) b = MatMul(x, w2) y = MatMul(a, v1) z = MatMul(b, v2)
+        g = Reshape(a, s) u = Unsqueeze(g, at3) t = Unsqueeze(b, at) p = Mul(u, t) r = Reshape(p, w)
+        m = Gather<axis=2>(r, d)}"""
+    taken = [0, 9, 21, 26, 38, 47]  # of 6 channels of a row, each with one of 8
+    numbers = {"s": [6, 2, 6], "at": [1, 2], "w": [6, 2, 48], "d": taken, "at3": [3]}
+    arrays = {name: np.array(values) for name, values in numbers.items()}
+    found = model(text, w1=(3, 12), w2=(3, 8), v1=(12, 4), v2=(8, 4), **arrays)
+    assert analyse(found).notes[0] == "'m': every row keeps the same channels"
+    for weight in ("w1", "w2"):
+        assert_frozen(found, weight, "'r' would put its channels out of order")

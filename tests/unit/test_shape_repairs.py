@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
+from onnxprune.errors import InvariantError
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
-from tests.oracle import plan_without
+from tests.oracle import assert_equals_masked_twin, assert_rewrites, plan_at, plan_without
 from tests.unit.ops.models import (
     assert_exact,
     assert_frozen,
@@ -258,3 +259,35 @@ def test_split_of_which_one_part_is_not_asked_for_stays() -> None:
     graph = analyse(found)
     assert "Split 'm' moves data in a way that is not known" in reason(graph, "w1")
     assert units(graph, "w2", 1) == [None] * 5
+
+
+def test_range_that_has_no_step_after_the_cut_keeps_its_numbers() -> None:
+    middle = """sa = Shape(a) c = Gather(sa, one) d = Sub(c, k) i = Range(zero, c, d)
+        m = Gather<axis=2>(a, i)"""
+    scalars = {"one": np.array(1), "zero": np.array(0), "k": np.array(4)}
+    found = between_convs(middle, **scalars)
+    graph = analyse(found)
+    assert [group.size for group in graph.prunable] == [8]
+    surgery = operate(plan_without(graph, {0: [1, 2, 5, 6]}))  # 4 - 4 is no step
+    assert [(change.before, change.after) for change in surgery.changes] == [(8, [8]), (4, [4])]
+    assert_exact(found)
+
+
+def test_part_of_nothing_that_is_not_asked_for_leaves_a_split_to_follow_its_channels() -> None:
+    found = between_convs("p, m = Split<axis=1>(a, k)", k=np.array([0, 8]))
+    found.proto.graph.node[1].output[0] = ""
+    plan = plan_at(analyse(found), 0.5)
+    weights = assert_rewrites(found, plan).model.weights()
+    assert weights["k"].read().tolist() == [0, 4]
+    assert weights["w2"].shape == (4, 4, 1, 1)
+
+
+def test_plan_with_a_number_of_channels_that_no_shape_can_be_written_for_is_refused() -> None:
+    middle = """sa = Shape(a) c = Gather(sa, at1) h = Gather(sa, at2) g = Add(h, at1) e = Equal(c, k)
+        q = Where(e, g, h) f = Cast<to=1>(q) m = Mul(a, f)"""
+    found = dynamic(middle, k=np.array([7]))
+    graph = analyse(found)
+    assert [group.size for group in graph.prunable] == [8]
+    with pytest.raises(InvariantError, match="a shape at 'm' cannot be written"):
+        operate(plan_without(graph, {0: [3]}))
+    assert_equals_masked_twin(found, plan_without(graph, {0: [3, 4]}))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.errors import ModelError
 from onnxprune.prepare import prepare
+from onnxprune.rewrite import operate
 from onnxprune.shapes import environment
 from onnxprune.standins import stand_ins
 from tests.oracle import assert_rewrites, plan_at
@@ -25,6 +27,14 @@ def test_symbolic_channels_are_those_that_the_first_weight_reads() -> None:
 def test_size_that_a_constant_demands_is_found() -> None:
     found = model(IMAGE.format(channels="3", last="Add(a, k)"), k=(1, 8, 224, 224), **W1)
     assert stand_ins(found) == ({"x": (1, 3, 224, 224)}, {"x": (3, 3, 224, 224)})
+
+
+def test_size_at_which_a_range_has_no_step_is_passed_over() -> None:
+    text = """g (float[n,3,h,w] x) => (float[m,c,i,j] y) {a = Conv(x, w1) s = Shape(x)
+        e = Gather(s, two) d = Sub(e, k) r = Range(zero, e, d) y = Gather<axis=2>(a, r)}"""
+    scalars = {"two": np.array(2), "k": np.array(64), "zero": np.array(0)}
+    found = model(text, **scalars, **W1)
+    assert stand_ins(found) == ({"x": (1, 3, 96, 160)}, {"x": (3, 3, 224, 224)})
 
 
 def test_model_that_contradicts_itself_at_every_size_is_refused_with_the_complaint() -> None:
@@ -69,3 +79,23 @@ def test_shapes_given_to_what_nobody_knows_leave_the_rest_to_be_cut() -> None:
     weights = assert_rewrites(found, plan_at(graph, 0.5)).model.weights()
     assert weights["w2"].shape == (4, 4, 1, 1)
     assert [weights[name].read().tolist() for name in "se"] == [[2, 3, 16, 16], [2, 3, 8, 8]]
+
+
+def test_input_that_is_given_no_size_has_the_one_that_it_declares() -> None:
+    text = "g (float[n,3] x, float[8] k) => (float[a,b] y) {p = MatMul(x, w) y = Add(p, k)}"
+    env = environment(prepare(model(text, w=(3, 8))), {"x": (5, 3)})
+    assert (env.shape("k"), env.shape("y")) == ((8,), (5, 8))
+
+
+def test_layer_behind_an_operator_of_the_runtime_is_cut_where_a_sequence_leaves_too() -> None:
+    text = """g (float[2,3,8,8] x) => (float[n,c,h,w] y, seq(float[n,c,h,w]) s) {
+        a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) q = Relu(x) s = SplitToSequence(q)}"""
+    found = model(text, w2=(4, 8, 1, 1), **W1)
+    for node in found.proto.graph.node:
+        if node.op_type == "Relu":
+            node.op_type, node.domain = "QuickGelu", "com.microsoft"
+    found.proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    graph = analyse(found)
+    assert graph.envs[0].shape("r") == (2, 8, 8, 8)
+    weights = operate(plan_at(graph, 0.5)).model.weights()
+    assert weights["w2"].shape == (4, 4, 1, 1)
