@@ -101,9 +101,10 @@ def refit(
             fit = _solved(site, work, second, read, target, rng)
             if fit is None:
                 continue
-            results.append(Refitted(site.layer.node.label, fit.before, fit.after, fit.ridge))
-            if fit.ridge is not None:
-                second.constants |= _written(site, work, second, fit)
+            written = _written(site, work, second, fit) if fit.ridge is not None else {}
+            second.constants |= written
+            after, ridge = (fit.after, fit.ridge) if written else (fit.before, None)
+            results.append(Refitted(site.layer.node.label, fit.before, after, ridge))
     for name, values in second.constants.items():
         emitter.constants[name] = _edit(values)
     for site in sites:
@@ -241,7 +242,7 @@ def _is_norm(node: Node, work: Graph) -> bool:
 def _with_biases(
     pruned: Model, original: Graph, survivors: Survivors
 ) -> tuple[Model, frozenset[str]]:
-    """The model with a zero bias wherever a layer that will be refitted has none, and their names."""
+    """The model with a zero bias for each layer to be refitted that has none, and their names."""
     work = prepare(pruned)
     emitter = Emitter(work)
     added: set[str] = set()
@@ -379,15 +380,21 @@ def _written(site: _Site, work: Graph, run: Stepwise, fit: Fit) -> Mapping[str, 
     if site.turned is not None:
         back = back.transpose(np.argsort(site.turned))
     stored = work.constants[site.leaf].weight
-    found: dict[str, AnyArray] = {site.leaf: np.ascontiguousarray(back).astype(stored.dtype)}
+    found: dict[str, AnyArray] = {site.leaf: _cast(np.ascontiguousarray(back), stored.dtype)}
     # What a channel that is not usable still gives through its old weights counts as no change.
     moved = np.where(usable, fit.bias.reshape(-1) - shift, 0.0)
     place, factor = _bias_of(site)
     if place and factor:
         old = _value(work, run, place)
         new = old.astype(np.float64) + (moved / factor).reshape(old.shape)
-        found[place] = new.astype(old.dtype)
-    return found
+        found[place] = _cast(new, old.dtype)
+    # Half precision may be too narrow for what single precision found.
+    return found if all(np.isfinite(values).all() for values in found.values()) else {}
+
+
+def _cast(array: Float64Array, kind: np.dtype[np.generic]) -> AnyArray:
+    with np.errstate(over="ignore"):
+        return array.astype(kind)
 
 
 def _bias_of(site: _Site) -> tuple[str, float]:

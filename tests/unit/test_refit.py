@@ -81,7 +81,7 @@ def test_old_weights_that_cannot_be_bettered_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
 def test_a_fifth_is_held_out_whatever_the_size_of_the_batches(size: int) -> None:
-    x, w, b = drawn(192, 3, 2)
+    x, w, _ = drawn(192, 3, 2)
     fitter = Fitter(1, 3, 2)
     for start in range(0, 192, size):
         rows = x[:, start : start + size]
