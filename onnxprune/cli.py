@@ -333,13 +333,14 @@ def shrink(
         typer.Option("--aggregate", help="How weights that make one channel combine."),
     ] = None,
     round_to: Annotated[
-        str,
+        Any,
         typer.Option(
             "--round-to",
+            parser=_multiple,
             metavar="N|auto",
             help="Leave multiples of N channels, or of what suits the hardware.",
         ),
-    ] = "1",
+    ] = 1,
     min_channels: Annotated[
         int,
         typer.Option(
@@ -438,7 +439,7 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != "1",
+            round_to=round_to != 1,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ratio_for=ratio_for,
@@ -450,7 +451,7 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != "1",
+            round_to=round_to != 1,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ignore=ignore,
@@ -474,7 +475,7 @@ def shrink(
             scope=None if scope is None else scope.value,
             importance=importance,
             aggregate=None if aggregate is None else aggregate.value,
-            round_to=_multiple(round_to),
+            round_to=round_to,
             min_channels=min_channels,
             max_ratio=max_ratio,
             ignore=ignore or (),
@@ -757,11 +758,8 @@ def _shares(given: Sequence[str] | None) -> dict[str, float]:
 
 
 def _multiple(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--round-to {text} is no whole number of 1 or more, nor auto")
-    return int(text)
+    """What ``--round-to`` says: a whole number, or auto."""
+    return text if text == "auto" else _whole(1)(text)
 
 
 def _ratios(given: Sequence[str] | None) -> dict[str, float]:

@@ -146,7 +146,7 @@ def shrink(
     check_allowance(sensitivity, max_loss, scope)
     check_restore(restore, data)
     limits = Limits(max_drift, min_cosine, min_top1)
-    check_level(verify, limits, data)
+    check_level(verify, limits)
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
@@ -174,6 +174,11 @@ def shrink(
         if not surgery.removed:
             _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
         restoring = asked.restoring(check.data) and bool(surgery.removed)
+        if given is not None and given.options.restore == "refit" and not restoring:
+            _log.warning(
+                "the recipe's weights were refitted to data, these are plain slices: "
+                "give data to refit them again"
+            )
         level = "twin" if restoring and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly

@@ -172,12 +172,10 @@ class Check:
     seed: int
 
 
-def check_level(level: str, limits: Limits, data: object) -> None:
+def check_level(level: str, limits: Limits) -> None:
     """Refuse a level that does not exist, or that leaves other options without effect."""
     if level not in _LEVELS:
         raise UsageError(f"verify is '{level}'", hint="give none, twin or full")
-    if data is not None and level == "none":
-        raise UsageError("data is for verification, which --verify none skips")
     flags = {
         "--max-drift": limits.max_drift,
         "--min-cosine": limits.min_cosine,

@@ -251,7 +251,7 @@ def test_missing_binary_and_bare_files_are_refused(tmp_path: Path) -> None:
 
 def test_options_have_the_defaults_of_the_command_line() -> None:
     assert Options().model_dump(exclude_none=True) == {
-        "lossless": False, "scope": "local", "importance": "auto", "round_to": 1,
+        "lossless": False, "targets": {}, "scope": "local", "importance": "auto", "round_to": 1,
         "min_channels": 1, "max_ratio": 0.9,
         "ignore": (), "only": (), "ratio_for": {}, "attention": "heads", "allow_norm": False,
         "input_shape": {},

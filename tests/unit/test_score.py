@@ -202,7 +202,7 @@ def test_auto_says_that_normalisation_was_folded() -> None:
     assert "folded by the exporter" in why
 
 
-def test_auto_takes_folded_norms_where_only_some_groups_have_scales() -> None:
+def test_auto_takes_plain_norms_where_only_some_groups_have_scales() -> None:
     model = parsed(
         "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {a = Conv(x, w)\n"
         "n = BatchNormalization(a, s, b, m, v) c = Conv(n, u) y = Conv(c, t)}",
@@ -211,7 +211,7 @@ def test_auto_takes_folded_norms_where_only_some_groups_have_scales() -> None:
     )  # fmt: skip
     graph = analyse(model)
     method, why = choose(graph)
-    assert method == "bn_l1"
+    assert method == "l1"
     assert why.startswith("1 of 2 groups")
 
 
