@@ -98,7 +98,7 @@ class Request:
         calibrating = self.importance == "auto" and data is not None and not data.random
         if calibrating and self.allowance is None:
             with clock.stage("score"):
-                planner = Planner(graph, self._wish(graph, None), data)
+                planner = Planner(graph, self._wish(graph, None), data, self.aggregate)
                 best = planner.best_restored if self.restoring(data) else planner.best
                 return best(self.seed)
         with clock.stage("score"):
