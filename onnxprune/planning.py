@@ -170,7 +170,7 @@ class Planner:
             try:
                 plan = planner.plan(values)
             except TargetError as error:  # another scope may take more of a group
-                beyond = error
+                beyond = beyond or error
                 continue
             tried.append((judge.drift(operate(plan).model), values.method, plan))
         if not tried and beyond is not None:
@@ -198,7 +198,7 @@ class Planner:
             try:
                 plan = replace(self, wish=replace(self.wish, scope=scope)).plan(ranked)
             except TargetError as error:
-                beyond = error
+                beyond = beyond or error
                 continue
             made, _, _ = refit(plan, operate(plan).model, fitted, seed=seed)
             tried.append((judge.drift(made), scope, plan))
