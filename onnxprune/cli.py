@@ -73,6 +73,7 @@ class Restoring(StrEnum):
 
     auto = "auto"
     none = "none"
+    bias = "bias"
     refit = "refit"
 
 
@@ -385,8 +386,8 @@ def shrink(
         Restoring,
         typer.Option(
             "--restore",
-            help="Give accuracy back without training: refit every layer to --data (auto does "
-            "where data is given).",
+            help="Give accuracy back without training: refit every layer to --data, or fold the "
+            "mean of what was dropped into biases; auto takes what the data allow.",
         ),
     ] = Restoring.auto,
     verify: Annotated[

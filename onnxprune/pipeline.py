@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
+from onnxprune.compensate import compensated
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
@@ -112,8 +113,9 @@ def shrink(
         max_loss: Most that a group may lose, in the measure of that file.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
-        restore: ``refit`` gives accuracy back from calibration data, layer by layer, without
-            training; ``auto`` does so where ``data`` is given; ``none`` leaves plain slices.
+        restore: How accuracy comes back without training: ``bias`` folds the mean of what was
+            dropped into its readers' biases and needs no data, ``refit`` fits every layer to
+            calibration data, ``auto`` takes the one or the other, ``none`` leaves plain slices.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -173,26 +175,21 @@ def shrink(
             surgery = operate(plan)
         if not surgery.removed:
             _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
-        restoring = asked.restoring(check.data) and bool(surgery.removed)
-        if given is not None and given.options.restore == "refit" and not restoring:
+        restoring = asked.restoring(check.data) if surgery.removed else "none"
+        if given is not None and given.options.restore == "refit" and restoring != "refit":
             _log.warning(
-                "the recipe's weights were refitted to data, these are plain slices: "
+                "the recipe's weights were refitted to data, these are not: "
                 "give data to refit them again"
             )
-        level = "twin" if restoring and check.level == "full" else check.level
+        level = "twin" if restoring != "none" and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
         )
         layers: tuple[Refitted, ...] = ()
-        if restoring:
-            assert check.data is not None
+        if restoring != "none":
             with clock.stage("restore"):
-                made, layers, changed = refit(
-                    plan, surgery.model, check.data, seed=seed, heard=clock.step
-                )
-            restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
-            surgery = replace(surgery, model=made, restored=restored)
-            verdict = _measured(graph, made, verdict, check, clock)
+                surgery, layers = _restored(plan, surgery, restoring, check, clock)
+            verdict = _measured(graph, surgery.model, verdict, check, clock)
         made, written = _with_recipe(surgery, original, asked.options(method, restoring))
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         with clock.stage("save"):
@@ -342,16 +339,29 @@ def _verify(
     return verdict
 
 
+def _restored(
+    plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock
+) -> tuple[Surgery, tuple[Refitted, ...]]:
+    """The surgery with what was lost made up for, and what refitting did to each layer."""
+    if how == "bias":
+        return operate(compensated(plan)), ()
+    assert check.data is not None
+    made, layers, changed = refit(
+        plan, surgery.model, check.data, seed=check.seed, heard=clock.step
+    )
+    restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
+    return replace(surgery, model=made, restored=restored), layers
+
+
 def _measured(
     graph: DependencyGraph, made: Model, proved: Verdict, check: Check, clock: Clock
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
-    if check.level != "full" or check.data is None:
+    if check.level != "full":
         return proved
+    data = check.data if check.data is not None else made_up_data(graph, check.seed)
     with clock.stage("verify"):
-        found = run_checks(
-            graph.graph.source, made, twin=None, data=check.data, limits=check.limits
-        )
+        found = run_checks(graph.graph.source, made, twin=None, data=data, limits=check.limits)
     if found.status == "failed":
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)

@@ -22,6 +22,7 @@ from onnxprune.types import AnyArray, Float64Array
 
 _log = logging.getLogger(__name__)
 _JUDGED_ON = 64  # samples that plans are compared on
+_REFITTED_ON = 512  # samples that refitted plans are compared on
 _ALONE = 0.25  # share of a group that goes to see what the group is worth
 # Rankings that `auto` tries on calibration data: method, whether groups are weighed by what cutting
 # each of them alone does to the outputs, and the scope where none is asked for.
@@ -168,18 +169,18 @@ class Planner:
     def best_restored(self, seed: int) -> tuple[PruningPlan, str, str]:
         """The plan to be refitted afterwards: by the cost after the refit.
 
-        For targets the groups may give unequally; whether they should is tried on a few samples.
+        For targets the groups may give unequally; whether they should is tried.
         """
         assert self.data is not None
         values = score(self.graph, "obs", data=self.data, seed=seed)
         if not self.wish.targets or self.wish.scope is not None:
             return self.plan(values), "obs", "least error after refitting to your data"
-        judge = Judge(self.graph, self.data)
+        judge, whole = Judge(self.graph, self.data), Judge(self.graph, self.data, _REFITTED_ON)
         tried = []
         for scope, ranked in (("local", values), ("global", judge.weighed(values))):
             plan = replace(self, wish=replace(self.wish, scope=scope)).plan(ranked)
-            made, _, _ = refit(plan, operate(plan).model, judge.data, seed=seed)
-            tried.append((judge.drift(made), scope, plan))
+            made, _, _ = refit(plan, operate(plan).model, self.data, seed=seed)
+            tried.append((whole.drift(made), scope, plan))
         least = min(tried, key=lambda one: one[0])
         said = ", ".join(f"{scope} {drift:.3g}" for drift, scope, _ in tried)
         return least[2], "obs", f"{least[1]} moves the outputs least after a refit ({said})"
@@ -188,16 +189,15 @@ class Planner:
 class Judge:
     """How far cuts move the outputs on a few samples of calibration data."""
 
-    def __init__(self, graph: DependencyGraph, data: Data) -> None:
+    def __init__(self, graph: DependencyGraph, data: Data, most: int = _JUDGED_ON) -> None:
         self.graph = graph
         self.batches = []
         samples = 0
         for batch in data.batches:
             self.batches.append(batch)
             samples += next((array.shape[0] for array in batch.values() if array.ndim), 1)
-            if samples >= _JUDGED_ON:
+            if samples >= most:
                 break
-        self.data = replace(data, batches=tuple(self.batches), samples=samples)
         self.expected = self._outputs(graph.graph.source)
 
     def _outputs(self, model: Model) -> list[Mapping[str, AnyArray]]:

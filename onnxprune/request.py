@@ -99,7 +99,8 @@ class Request:
         if calibrating and self.allowance is None:
             with clock.stage("score"):
                 planner = Planner(graph, self._wish(graph, None), data)
-                best = planner.best_restored if self.restoring(data) else planner.best
+                refitted = self.restoring(data) == "refit"
+                best = planner.best_restored if refitted else planner.best
                 return best(self.seed)
         with clock.stage("score"):
             values = score(
@@ -126,21 +127,25 @@ class Request:
             group_ratios=allowed,
         )
 
-    def restoring(self, data: Data | None) -> bool:
-        """Whether the result is refitted to calibration data."""
-        if data is None or data.random or self.exactly or self.restore == "none":
-            return False
-        if self.recipe is not None and self.restore == "auto":
-            return self.recipe.options.restore == "refit"
-        return True
+    def restoring(self, data: Data | None) -> str:
+        """How the result is restored: ``none``, ``bias`` or ``refit``."""
+        given = data is not None and not data.random
+        if self.exactly:
+            return "none"
+        asked = self.restore
+        if asked == "auto" and self.recipe is not None:
+            asked = self.recipe.options.restore
+            return "none" if asked == "refit" and not given else asked
+        if asked == "auto":
+            return "refit" if given else "bias"
+        return asked
 
-    def options(self, method: str, restored: bool) -> Options:
+    def options(self, method: str, restored: str) -> Options:
         """Options as a recipe keeps them, with the importance that was taken."""
         if self.recipe is not None:
-            taken = "refit" if restored else "none"
-            return self.recipe.options.model_copy(update={"restore": taken})
+            return self.recipe.options.model_copy(update={"restore": restored})
         return Options(
-            restore="refit" if restored else "none",
+            restore=restored,  # type: ignore[arg-type]  # one of the three
             ratio=self.ratio,
             targets=dict(self.targets),
             scope=self.scope or ("isomorphic" if self.targets else "local"),  # type: ignore[arg-type]  # select checked it
@@ -207,8 +212,8 @@ def check_allowance(sensitivity: object, max_loss: float | None, scope: str | No
 
 def check_restore(restore: str, data: object) -> None:
     """Refuse a way to restore that does not exist, or lacks what it needs."""
-    if restore not in ("auto", "none", "refit"):
-        raise UsageError(f"restore is '{restore}'", hint="give auto, none or refit")
+    if restore not in ("auto", "none", "bias", "refit"):
+        raise UsageError(f"restore is '{restore}'", hint="give auto, none, bias or refit")
     if restore == "refit" and data is None:
         raise UsageError("restore refit needs calibration data", hint="--data FILE.npz")
 

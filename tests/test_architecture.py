@@ -28,7 +28,7 @@ ORDER = tuple(
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
-    stepwise refit restore
+    stepwise refit restore moments compensate
     alignment cost budget aim planning recipe
     drift verify
     gauges cluster jobs suffix sensitivity curves sweep

@@ -47,7 +47,13 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
     """What refitting did, in one line, or a line for each layer."""
+    biases = report.recipe.get("restored")
     if not report.restored:
+        if isinstance(biases, list) and biases:
+            yield _line(
+                f"restored: the means of what was dropped went into {len(biases)} biases (without "
+                "data; --data FILE.npz refits every layer)"
+            )
         return
     taken = [one for one in report.restored if one.ridge is not None]
     before = sum(one.before for one in report.restored) / len(report.restored)
