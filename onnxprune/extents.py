@@ -181,7 +181,7 @@ def alone(
     def fed(shape: Shape) -> str:
         name = "x" + "_".join(map(str, shape))
         if name not in feeds:
-            feeds[name] = rng.standard_normal(shape).astype(np.float32)
+            feeds[name] = rng.random(shape, np.float32) - np.float32(0.5)
         return name
 
     for number, (layer, extents) in enumerate(layers):
@@ -197,7 +197,7 @@ def alone(
         )
         weight = f"weight{number}_"
         if layer.weighted or len(w) == 2:
-            values = rng.standard_normal(w).astype(np.float32)
+            values = rng.random(w, np.float32) - np.float32(0.5)
             constants.append(numpy_helper.from_array(values, weight))
         else:
             weight = fed(w)

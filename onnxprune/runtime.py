@@ -11,11 +11,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -173,20 +173,27 @@ class Kernel:
     Attributes:
         name: Its name there; a node in the blocked layout is named after the tensor it makes.
         op_type: Its operator.
-        outputs: The tensors it makes, by the names of the optimised graph.
+        inputs: The tensors it reads, by the names of the optimised graph.
+        outputs: The tensors it makes, likewise.
         shape: Shape of its first output, channels rounded up where its layout is blocked.
         seconds: Mean of the faster half of the runs: what slows a run down is other programs.
     """
 
     name: str
     op_type: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shape: tuple[int, ...]
     seconds: float
 
 
 def profile(
-    model: Model, feeds: Mapping[str, AnyArray], *, runs: int, threads: int | None = None
+    model: Model,
+    feeds: Mapping[str, AnyArray],
+    *,
+    runs: int,
+    threads: int | None = None,
+    tensors: bool = True,
 ) -> tuple[Kernel, ...]:
     """Time every kernel of the optimised model, in the order they run.
 
@@ -195,6 +202,8 @@ def profile(
         feeds: An array for every input.
         runs: Runs to time, after two that are not.
         threads: As in ``session``.
+        tensors: Also say what each kernel reads and makes, for which the optimised model is
+            written out once.
 
     Raises:
         RuntimeUnavailable: The runtime cannot load or run the model.
@@ -203,47 +212,42 @@ def profile(
         options = _options(True, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
+        optimised = Path(folder) / "optimised.onnx"
+        if tensors:
+            options.optimized_model_filepath = str(optimised)
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "weights.bin"
+            )
         loaded = _load(model, options)
         for _ in range(_WARM_UP + runs):
             loaded.run(feeds)
         events = json.loads(Path(loaded._raw.end_profiling()).read_text("utf-8"))
-        optimised = onnx.load(Path(folder) / "optimised.onnx", load_external_data=False)
-    outputs = {node.name: tuple(node.output) for node in optimised.graph.node if node.name}
-    found: dict[str, list[int]] = {}
-    first: dict[str, dict[str, object]] = {}
+        nodes = onnx.load(optimised, load_external_data=False).graph.node if tensors else ()
+    named = {node.name: node for node in nodes}
+    found: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            name = event["name"].removesuffix(_KERNEL)
-            found.setdefault(name, []).append(event["dur"])
-            first.setdefault(name, event["args"])
+            found.setdefault(event["name"].removesuffix(_KERNEL), []).append(event)
     return tuple(
-        Kernel(
-            name,
-            str(first[name]["op_name"]),
-            outputs.get(name, ()),
-            _first_shape(first[name]["output_type_shape"]),
-            # Several nodes without a name may share one entry: their times belong together.
-            _faster_half(spent[_WARM_UP * len(spent) // (_WARM_UP + runs) :]) * 1e-6,
-        )
-        for name, spent in found.items()
+        _kernel(name, of_one, named.get(name), _WARM_UP * len(of_one) // (_WARM_UP + runs))
+        for name, of_one in found.items()
     )
 
 
-def _first_shape(listed: object) -> tuple[int, ...]:
-    """Shape out of a profile's ``[{"float": [1, 64, 56, 56]}, ...]``."""
-    if not isinstance(listed, list) or not listed:
-        return ()
-    return tuple(next(iter(listed[0].values()), ()))
-
-
-def _faster_half(spent: list[int]) -> float:
-    ordered = sorted(spent)
-    half = ordered[: max(1, (len(ordered) + 1) // 2)]
-    return sum(half) / len(half)
+def _kernel(
+    name: str, events: Sequence[dict[str, Any]], node: onnx.NodeProto | None, skip: int
+) -> Kernel:
+    spent = sorted(event["dur"] for event in events[skip:])
+    half = spent[: (len(spent) + 1) // 2]
+    shapes = events[0]["args"].get("output_type_shape") or [{}]
+    return Kernel(
+        name=name,
+        op_type=str(events[0]["args"]["op_name"]),
+        inputs=tuple(node.input) if node is not None else (),
+        outputs=tuple(node.output) if node is not None else (),
+        shape=tuple(next(iter(shapes[0].values()), ())),
+        seconds=sum(half) / len(half) * 1e-6,
+    )
 
 
 def cannot_run(error: RuntimeUnavailable) -> VerificationError:

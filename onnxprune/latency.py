@@ -1,0 +1,382 @@
+"""How long models take here in ONNX Runtime, measured; and how long a cut one would, predicted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import prod, sqrt
+from statistics import median
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.extents import CONVOLUTIONS, PRODUCTS, Extents, Layer, alone, extents_of, layer_of
+from onnxprune.graph import Graph, Node
+from onnxprune.groups import DependencyGraph, random_keep
+from onnxprune.io import Model
+from onnxprune.runtime import Kernel, profile, session
+from onnxprune.staircase import Staircase, fit
+from onnxprune.survivors import Survivors
+from onnxprune.types import AnyArray, IntArray, Shape
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP = 3  # runs of each model that are not counted
+_FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
+_RUNS = 15  # of a profile
+_BATCH_BYTES = 1 << 26  # weights of layers that are measured in one session
+_LEAST = 2e-6  # seconds that a kernel takes for no work at all
+_PROBE = 20  # outputs of a convolution: padded to 32 in blocks of 16, to 24 in blocks of 8
+_LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")  # what the runtime appends to a tensor's name
+# Kernels that multiply; the runtime's names for fused ones contain these.
+_MULTIPLYING = ("Conv", "MatMul", "Gemm")
+_OLDEST_OPSET = 13
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one run takes.
+
+    Attributes:
+        seconds: Median.
+        low, high: Interval of the median at 95 %.
+        runs: Runs that were counted.
+        samples: Seconds of every run, in the order they were taken.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    runs: int
+    samples: tuple[float, ...] = ()
+
+
+def measure(
+    models: Sequence[Model],
+    feeds: Mapping[str, AnyArray],
+    *,
+    seconds: float = 5.0,
+    threads: int | None = 1,
+) -> list[Timing]:
+    """Time models in ONNX Runtime, in turn (A B A B ...), so that noise hits all alike.
+
+    On one thread it is the thread's own processor time that is taken: the same as wall time on an
+    idle machine, and not lengthened where other programs run beside. On several it is wall time.
+
+    Args:
+        models: Models that take the same inputs.
+        feeds: An array for every input.
+        seconds: Time to spend in all, loading and warm-up left out; at least seven rounds are run.
+        threads: Threads inside an operator; None takes one for each usable core.
+
+    Returns:
+        One timing for each model, all with as many runs.
+
+    Raises:
+        RuntimeUnavailable: The runtime cannot load or run a model.
+    """
+    loaded = [session(model, threads=threads) for model in models]
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    rounds = interleaved([partial(one.run, feeds) for one in loaded], seconds, clock)
+    return [timing(samples) for samples in rounds]
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of each call in every round; a round makes each call once, in order."""
+    for _ in range(_WARM_UP):
+        for call in calls:
+            call()
+    spent: list[list[float]] = [[] for _ in calls]
+    begun = clock()
+    while len(spent[0]) < _FEWEST or (clock() - begun < seconds and len(spent[0]) < _MOST):
+        for call, samples in zip(calls, spent, strict=True):
+            start = clock()
+            call()
+            samples.append(clock() - start)
+    return spent
+
+
+def timing(samples: Sequence[float]) -> Timing:
+    """Median of a sample and its interval."""
+    low, high = median_interval(samples)
+    return Timing(median(samples), low, high, len(samples), tuple(samples))
+
+
+def ratio(before: Timing, after: Timing) -> tuple[float, float, float]:
+    """Median of ``after / before``, round by round, and its interval at 95 %."""
+    pairs = [new / old for old, new in zip(before.samples, after.samples, strict=True)]
+    return median(pairs), *median_interval(pairs)
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Interval of the median at 95 %, from order statistics alone: no distribution is assumed.
+
+    Source: Conover, "Practical Nonparametric Statistics", sec. 3.2 (normal approximation).
+    """
+    ordered, count = sorted(samples), len(samples)
+    reach = 1.96 * sqrt(count) / 2
+    low = max(0, int(count / 2 - reach))
+    high = min(count - 1, int(count / 2 + reach))
+    return ordered[low], ordered[high]
+
+
+# -- predicting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One kernel of the original and what its time depends on.
+
+    Attributes:
+        node: The node of the prepared graph it stands for, None where that is not known.
+        seconds: Its time in the original.
+        stairs: Cost of its layer by channel counts; None where it goes by ``tensors``.
+        tensors: What it reads and writes.
+    """
+
+    node: Node | None
+    seconds: float
+    stairs: Staircase | None
+    tensors: tuple[str, ...]
+
+
+LayerCost = Callable[[Sequence[tuple[Layer, Extents]]], Sequence[float]]
+
+
+class LatencyTable:
+    """What every kernel of a model costs on this machine, as a function of channel counts.
+
+    The kernels that ONNX Runtime makes of the model are timed once, in place. Convolutions and
+    matrix products are timed alone at some narrower widths too; a cut scales the time in place by
+    the ratio of these. Everything else goes by the elements it reads and writes.
+
+    Attributes:
+        graph: The analysis.
+        charges: Every kernel.
+        block: Channels in a block of the runtime's layout for convolutions, 1 where it has none.
+        seconds: Median time of the whole original.
+        factor: By what the sum of all kernels is to be multiplied to give ``seconds``.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        feeds: Mapping[str, AnyArray],
+        *,
+        threads: int | None = 1,
+        seconds: float = 2.0,
+        runs: int = _RUNS,
+    ) -> None:
+        """Measure.
+
+        Args:
+            graph: The analysis of the model.
+            feeds: An array for every input; shapes should be the analysis's first stand-ins.
+            threads: As in ``measure``.
+            seconds: Time to spend on the whole model.
+            runs: How often each kernel is timed.
+
+        Raises:
+            RuntimeUnavailable: The runtime cannot load or run the model.
+        """
+        self.graph = graph
+        self._trace = graph.tracer.traces[0]
+        model = graph.graph.model
+
+        def cost(layers: Sequence[tuple[Layer, Extents]]) -> Sequence[float]:
+            return time_layers(layers, threads=threads, runs=runs)
+
+        kernels = profile(model, feeds, runs=runs, threads=threads)
+        self.block = block_size(threads) if any(k.op_type == "Conv" for k in kernels) else 1
+        self.charges = self._charges(kernels, cost)
+        self.seconds = measure([model], feeds, seconds=seconds, threads=threads)[0].seconds
+        self.factor = self.seconds / sum(charge.seconds for charge in self.charges)
+
+    def predict(self, keep: Mapping[int, IntArray]) -> float:
+        """Seconds of the model once each group keeps the units ``keep[group.id]``."""
+        return self.factor * sum(spent for _, spent in self._after(keep))
+
+    def layers(self, keep: Mapping[int, IntArray]) -> Mapping[str, tuple[float, float]]:
+        """Seconds before and after a cut of each node that multiplies, by ``Node.key``."""
+        return {
+            charge.node.key: (charge.seconds, spent)
+            for charge, spent in self._after(keep)
+            if charge.stairs is not None and charge.node is not None
+        }
+
+    def _after(self, keep: Mapping[int, IntArray]) -> Iterator[tuple[Charge, float]]:
+        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+        for charge in self.charges:
+            if charge.stairs is not None and charge.node is not None:
+                layer = charge.stairs.layer
+                extents = shapes.extents(charge.node) or layer.extents
+                scale = charge.stairs(extents) / charge.stairs(layer.extents)
+                yield charge, charge.seconds * scale
+            else:
+                fixed = min(charge.seconds, _LEAST)
+                before, after = self._elements(charge, None), self._elements(charge, shapes)
+                scale = after / before if before else 1.0
+                yield charge, fixed + (charge.seconds - fixed) * scale
+
+    def _elements(self, charge: Charge, shapes: _Shapes | None) -> int:
+        if shapes is None:
+            return sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
+        return sum(prod(shapes.of(name) or ()) for name in charge.tensors)
+
+    @cached_property
+    def _half(self) -> _Shapes:
+        """Shapes after some cut, to see what a cut can change."""
+        keep = random_keep(self.graph, 0.5, np.random.default_rng(0))
+        return _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+
+    def _charges(self, kernels: Sequence[Kernel], cost: LayerCost) -> list[Charge]:
+        claimed: set[int] = set()
+        found = [(kernel, source_of(kernel, self.graph.graph, claimed)) for kernel in kernels]
+        layers = {node.index: self._layer(node) for _, node in found if node is not None}
+        moving: dict[Layer, list[bool]] = {}
+        for _, node in found:
+            layer = layers[node.index] if node is not None else None
+            if node is None or layer is None:
+                continue
+            after = self._half.extents(node) or layer.extents
+            changed = [old != new for old, new in zip(layer.extents, after, strict=True)]
+            known = moving.setdefault(layer, [False] * len(changed))
+            moving[layer] = [a or b for a, b in zip(known, changed, strict=True)]
+        moving = {layer: axes for layer, axes in moving.items() if any(axes)}
+        stairs = fit(moving, self.block, cost)
+        charges = []
+        for kernel, node in found:
+            layer = layers[node.index] if node is not None else None
+            charges.append(
+                Charge(
+                    node,
+                    kernel.seconds,
+                    stairs.get(layer) if layer is not None else None,
+                    self._tensors(node),
+                )
+            )
+        unknown = sum(charge.seconds for charge in charges if charge.node is None)
+        _log.debug("%.0f us of kernels with no node of their own", unknown * 1e6)
+        return charges
+
+    def _tensors(self, node: Node | None) -> tuple[str, ...]:
+        if node is None:
+            return ()
+        derived = self.graph.graph.derived
+        read = (name for name in node.inputs if name and name not in derived)
+        return (*read, *(name for name in node.outputs if name))
+
+    def _layer(self, node: Node) -> Layer | None:
+        """The layer to time alone, None where it cannot be or need not be."""
+        env, graph = self._trace.env, self.graph.graph
+        if node.op_type not in (*CONVOLUTIONS, *PRODUCTS):
+            return None
+        if env.data_type(node.inputs[0]) != TensorProto.FLOAT:
+            return None
+        shapes = [env.shape(name) for name in node.inputs[:2]]
+        weighted = node.inputs[1] in graph.derived
+        if node.op_type in CONVOLUTIONS and not weighted:
+            return None
+        return layer_of(node, shapes, weighted=weighted)
+
+
+class _Shapes:
+    """Shapes after a cut, each worked out once."""
+
+    def __init__(self, survivors: Survivors) -> None:
+        self.survivors = survivors
+        self.known: dict[str, Shape | None] = {}
+
+    def of(self, name: str) -> Shape | None:
+        if name not in self.known:
+            self.known[name] = self.survivors.shape(name)
+        return self.known[name]
+
+    def extents(self, node: Node) -> Extents | None:
+        x, w = self.of(node.inputs[0]), self.of(node.inputs[1])
+        return extents_of(node, x, w) if x and w else None
+
+
+def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:
+    """The node of the prepared graph that a kernel of the optimised one stands for.
+
+    A kernel that multiplies stands for the nearest node that does, at or before what it makes;
+    each is claimed by one kernel.
+    """
+    names = [*kernel.outputs, _LAYOUT.sub("", kernel.name), *kernel.inputs]
+    start = next((graph.producer[name] for name in names if name in graph.producer), None)
+    if start is None or not any(word in kernel.op_type for word in _MULTIPLYING):
+        return start
+    seen, front = {start.index}, [start]
+    while front:
+        for node in front:
+            if node.op_type in (*CONVOLUTIONS, *PRODUCTS) and node.index not in claimed:
+                claimed.add(node.index)
+                return node
+        before = [
+            graph.producer[name]
+            for node in front
+            if node.op_type not in (*CONVOLUTIONS, *PRODUCTS)
+            for name in node.inputs
+            if name in graph.producer and name not in graph.derived
+        ]
+        front = [node for node in before if node.index not in seen]
+        seen.update(node.index for node in front)
+    return start
+
+
+# -- layers alone ----------------------------------------------------------------------------------
+
+
+def time_layers(
+    layers: Sequence[tuple[Layer, Extents]], *, threads: int | None = 1, runs: int = _RUNS
+) -> list[float]:
+    """Seconds of each layer's own kernel at given extents, measured in ONNX Runtime."""
+    found: list[float] = []
+    for batch in _batches(layers):
+        model, feeds = alone(batch, _OLDEST_OPSET)
+        spent = [0.0] * len(batch)
+        for kernel in profile(model, feeds, runs=runs, threads=threads, tensors=False):
+            match = re.match(r"layer(\d+)_", kernel.name)
+            if match is not None:
+                spent[int(match[1])] += kernel.seconds
+        found += spent
+    return found
+
+
+def _batches(
+    layers: Sequence[tuple[Layer, Extents]],
+) -> Iterator[list[tuple[Layer, Extents]]]:
+    """Layers whose weights together are not too large for one session."""
+    batch: list[tuple[Layer, Extents]] = []
+    size = 0
+    for layer, extents in layers:
+        weight = 4 * layer.weight_elements
+        if batch and size + weight > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append((layer, extents))
+        size += weight
+    if batch:
+        yield batch
+
+
+def block_size(threads: int | None = 1) -> int:
+    """Channels in a block of the runtime's layout for convolutions, 1 where it has none."""
+    layer = Layer("Conv", (1, 32, _PROBE), (1, 8, 8), (1, 1))
+    model, feeds = alone([(layer, layer.extents)], _OLDEST_OPSET)
+    for kernel in profile(model, feeds, runs=1, threads=threads, tensors=False):
+        if kernel.name.startswith("layer0_"):
+            return {32: 16, 24: 8}.get(kernel.shape[1], 1)
+    return 1
