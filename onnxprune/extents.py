@@ -22,6 +22,7 @@ Extents = tuple[int, ...]
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("MatMul", "Gemm")
+ALIGNMENT = 4  # channels that the runtime's blocked layout wants a multiple of
 _LANES = 16  # columns that the runtime's matrix product takes at once
 
 
@@ -61,26 +62,36 @@ class Layer:
         """Elements of the second factor."""
         return _elements(self, self.extents)
 
-    def rounded(self, extents: Extents, block: int) -> Extents:
-        """Extents that take as long: the runtime pads channels to whole blocks.
+    def blocked(self, extents: Extents, block: int) -> bool:
+        """Whether the runtime computes it in its blocked layout, channels in blocks of 8 or 16.
 
         Args:
             extents: Channel counts.
-            block: Channels in a block of the blocked layout, 1 where there is none.
+            block: Channels in a block, 1 where there is no such layout.
+
+        Source: ONNX Runtime, core/optimizer/nchwc_transformer.cc, TransformConv.
         """
+        if block == 1 or self.op_type != "Conv" or len(self.kernel) != 2:
+            return False
+        groups, inputs, outputs = extents
+        if groups == 1:
+            return inputs < block or inputs % ALIGNMENT == 0
+        if inputs == outputs == 1:
+            return groups % ALIGNMENT == 0
+        return inputs % block == 0 and outputs % block == 0
+
+    def rounded(self, extents: Extents, block: int) -> Extents:
+        """Extents that take as long: in the blocked layout channels are padded to whole blocks."""
         if self.op_type in PRODUCTS:
             *rest, outer = extents
             return (*rest, _up(outer, _LANES))
+        if not self.blocked(extents, block):
+            return extents
         groups, inputs, outputs = extents
-        if self.op_type != "Conv" or len(self.kernel) != 2:
-            return extents
-        if self.depthwise:
-            return (_up(groups, block), inputs, outputs)
         if groups > 1:
-            return extents
-        # Fewer inputs than a block are read as they lie, four at a time.
-        step = block if inputs > block - 4 else min(4, block)
-        return (groups, _up(inputs, step), _up(outputs, block))
+            return (_up(groups, block), inputs, outputs)
+        # Fewer inputs than a block are read as they lie.
+        return (groups, inputs if inputs < block else _up(inputs, block), _up(outputs, block))
 
 
 def layer_of(node: Node, shapes: Sequence[Shape | None], *, weighted: bool) -> Layer | None:
@@ -161,7 +172,7 @@ def _decoded(layer: Layer) -> list[onnx.AttributeProto]:
 def alone(
     layers: Sequence[tuple[Layer, Extents]], opset: int, *, seed: int = 0
 ) -> tuple[Model, Mapping[str, AnyArray]]:
-    """A model of independent layers, to be timed in one run, and inputs for it.
+    """A model of independent layers, and inputs for it.
 
     Each input is written by a small node of its own right before its layer reads it, as in a
     network, and each output is reduced to a few numbers, so that nothing large is handed out. The

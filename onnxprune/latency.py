@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from math import prod, sqrt
 from statistics import median
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxprune.extents import CONVOLUTIONS, PRODUCTS, Extents, Layer, alone, extents_of, layer_of
 from onnxprune.graph import Graph, Node
@@ -23,13 +23,16 @@ from onnxprune.staircase import Staircase, fit
 from onnxprune.survivors import Survivors
 from onnxprune.types import AnyArray, IntArray, Shape
 
-_log = logging.getLogger(__name__)
-
 _WARM_UP = 3  # runs of each model that are not counted
 _FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
 _RUNS = 15  # of a profile
-_BATCH_BYTES = 1 << 26  # weights of layers that are measured in one session
-_LEAST = 2e-6  # seconds that a kernel takes for no work at all
+_LEAST = 5e-7  # seconds that a kernel takes for no work at all
+_SCRUBBED = 1 << 22  # bytes written between runs of a layer alone: more than a core's own cache
+_CHAIN = 100  # kernels that do nothing
+# Operators that take the blocked layout where all they read is in it.
+_EITHER = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"}
+_EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul"}
+_EITHER |= {"Concat"}
 _PROBE = 20  # outputs of a convolution: padded to 32 in blocks of 16, to 24 in blocks of 8
 _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")  # what the runtime appends to a tensor's name
 # Kernels that multiply; the runtime's names for fused ones contain these.
@@ -159,12 +162,13 @@ class LatencyTable:
 
     The kernels that ONNX Runtime makes of the model are timed once, in place. Convolutions and
     matrix products are timed alone at some narrower widths too; a cut scales the time in place by
-    the ratio of these. Everything else goes by the elements it reads and writes.
+    the ratio of these. Everything else goes by the elements it reads and writes, and where a cut
+    changes which layers take the blocked layout, tensors between the two are reordered.
 
     Attributes:
         graph: The analysis.
+        runtime: What is peculiar to the runtime here.
         charges: Every kernel.
-        block: Channels in a block of the runtime's layout for convolutions, 1 where it has none.
         seconds: Median time of the whole original.
         factor: By what the sum of all kernels is to be multiplied to give ``seconds``.
     """
@@ -193,30 +197,35 @@ class LatencyTable:
         self.graph = graph
         self._trace = graph.tracer.traces[0]
         model = graph.graph.model
+        self.runtime = Peculiarities.measured(threads)
 
         def cost(layers: Sequence[tuple[Layer, Extents]]) -> Sequence[float]:
-            return time_layers(layers, threads=threads, runs=runs)
+            spent = time_layers(layers, threads=threads, runs=runs)
+            return [self.runtime.corrected(one) for one in spent]
 
         kernels = profile(model, feeds, runs=runs, threads=threads)
-        self.block = block_size(threads) if any(k.op_type == "Conv" for k in kernels) else 1
         self.charges = self._charges(kernels, cost)
+        self._blocks = Blocks(graph, self.runtime)
         self.seconds = measure([model], feeds, seconds=seconds, threads=threads)[0].seconds
-        self.factor = self.seconds / sum(charge.seconds for charge in self.charges)
+        self.factor = 1.0
+        self.factor = self.seconds / self.predict({})
 
     def predict(self, keep: Mapping[int, IntArray]) -> float:
         """Seconds of the model once each group keeps the units ``keep[group.id]``."""
-        return self.factor * sum(spent for _, spent in self._after(keep))
+        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+        kernels = sum(spent for _, spent in self._after(shapes))
+        return self.factor * (kernels + self._blocks.reordering(shapes))
 
     def layers(self, keep: Mapping[int, IntArray]) -> Mapping[str, tuple[float, float]]:
         """Seconds before and after a cut of each node that multiplies, by ``Node.key``."""
+        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
         return {
             charge.node.key: (charge.seconds, spent)
-            for charge, spent in self._after(keep)
+            for charge, spent in self._after(shapes)
             if charge.stairs is not None and charge.node is not None
         }
 
-    def _after(self, keep: Mapping[int, IntArray]) -> Iterator[tuple[Charge, float]]:
-        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+    def _after(self, shapes: _Shapes) -> Iterator[tuple[Charge, float]]:
         for charge in self.charges:
             if charge.stairs is not None and charge.node is not None:
                 layer = charge.stairs.layer
@@ -224,15 +233,11 @@ class LatencyTable:
                 scale = charge.stairs(extents) / charge.stairs(layer.extents)
                 yield charge, charge.seconds * scale
             else:
+                before = sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
+                after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
                 fixed = min(charge.seconds, _LEAST)
-                before, after = self._elements(charge, None), self._elements(charge, shapes)
                 scale = after / before if before else 1.0
                 yield charge, fixed + (charge.seconds - fixed) * scale
-
-    def _elements(self, charge: Charge, shapes: _Shapes | None) -> int:
-        if shapes is None:
-            return sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
-        return sum(prod(shapes.of(name) or ()) for name in charge.tensors)
 
     @cached_property
     def _half(self) -> _Shapes:
@@ -242,33 +247,38 @@ class LatencyTable:
 
     def _charges(self, kernels: Sequence[Kernel], cost: LayerCost) -> list[Charge]:
         claimed: set[int] = set()
-        found = [(kernel, source_of(kernel, self.graph.graph, claimed)) for kernel in kernels]
+        found = [
+            (kernel, source_of(kernel, self.graph.graph, claimed))
+            for kernel in kernels
+            if not kernel.op_type.startswith("Reorder")
+        ]
         layers = {node.index: self._layer(node) for _, node in found if node is not None}
-        moving: dict[Layer, list[bool]] = {}
-        for _, node in found:
-            layer = layers[node.index] if node is not None else None
-            if node is None or layer is None:
-                continue
-            after = self._half.extents(node) or layer.extents
-            changed = [old != new for old, new in zip(layer.extents, after, strict=True)]
-            known = moving.setdefault(layer, [False] * len(changed))
-            moving[layer] = [a or b for a, b in zip(known, changed, strict=True)]
-        moving = {layer: axes for layer, axes in moving.items() if any(axes)}
-        stairs = fit(moving, self.block, cost)
+        stairs = fit(self._moving(layers), self.runtime.block, cost)
         charges = []
         for kernel, node in found:
             layer = layers[node.index] if node is not None else None
+            own = layer is not None and any(word in kernel.op_type for word in _MULTIPLYING)
             charges.append(
                 Charge(
                     node,
-                    kernel.seconds,
-                    stairs.get(layer) if layer is not None else None,
+                    self.runtime.corrected(kernel.seconds),
+                    stairs.get(layer) if layer is not None and own else None,
                     self._tensors(node),
                 )
             )
-        unknown = sum(charge.seconds for charge in charges if charge.node is None)
-        _log.debug("%.0f us of kernels with no node of their own", unknown * 1e6)
         return charges
+
+    def _moving(self, layers: Mapping[int, Layer | None]) -> Mapping[Layer, Sequence[bool]]:
+        """The axes along which some cut changes each layer; layers without any are left out."""
+        moving: dict[Layer, list[bool]] = {}
+        for index, layer in layers.items():
+            if layer is None:
+                continue
+            after = self._half.extents(self.graph.graph.nodes[index]) or layer.extents
+            changed = [old != new for old, new in zip(layer.extents, after, strict=True)]
+            known = moving.setdefault(layer, [False] * len(changed))
+            moving[layer] = [a or b for a, b in zip(known, changed, strict=True)]
+        return {layer: axes for layer, axes in moving.items() if any(axes)}
 
     def _tensors(self, node: Node | None) -> tuple[str, ...]:
         if node is None:
@@ -278,7 +288,7 @@ class LatencyTable:
         return (*read, *(name for name in node.outputs if name))
 
     def _layer(self, node: Node) -> Layer | None:
-        """The layer to time alone, None where it cannot be or need not be."""
+        """The layer to time alone, None where it cannot be."""
         env, graph = self._trace.env, self.graph.graph
         if node.op_type not in (*CONVOLUTIONS, *PRODUCTS):
             return None
@@ -289,6 +299,51 @@ class LatencyTable:
         if node.op_type in CONVOLUTIONS and not weighted:
             return None
         return layer_of(node, shapes, weighted=weighted)
+
+
+class Blocks:
+    """Which tensors are in the runtime's blocked layout, and what reordering costs.
+
+    Attributes:
+        runtime: Block size and cost of reordering.
+    """
+
+    def __init__(self, graph: DependencyGraph, runtime: Peculiarities) -> None:
+        self.runtime = runtime
+        self._outputs = set(graph.graph.outputs)
+        env, derived = graph.tracer.traces[0].env, graph.graph.derived
+        self._steps: list[tuple[Node, Layer | None, tuple[str, ...]]] = []
+        for node in graph.graph.nodes if runtime.block > 1 else ():
+            if node.key in derived:
+                continue
+            read = tuple(name for name in node.inputs if name and name not in derived)
+            layer = None
+            if node.op_type == "Conv" and env.data_type(node.inputs[0]) == TensorProto.FLOAT:
+                layer = layer_of(node, [env.shape(name) for name in node.inputs[:2]], weighted=True)
+            self._steps.append((node, layer, read))
+
+    def reordering(self, shapes: _Shapes) -> float:
+        """Seconds that go into tensors that one kernel writes in one layout and another reads."""
+        block = self.runtime.block
+        blocked: set[str] = set()
+        moved: set[tuple[str, bool]] = set()
+        for node, layer, read in self._steps:
+            if layer is not None:
+                extents = shapes.extents(node) or layer.extents
+                if not layer.blocked(extents, block):
+                    moved.update((name, False) for name in read if name in blocked)
+                    continue
+                few = extents[0] == 1 and extents[1] < block
+                moved.update((name, not few) for name in read if (name in blocked) == few)
+                blocked.update(node.outputs)
+            elif node.op_type in _EITHER and read and blocked.issuperset(read):
+                blocked.update(node.outputs)
+            else:
+                moved.update((name, False) for name in read if name in blocked)
+        moved.update((name, False) for name in self._outputs & blocked)
+        return sum(
+            _LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name, _ in moved
+        )
 
 
 class _Shapes:
@@ -342,41 +397,67 @@ def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:
 def time_layers(
     layers: Sequence[tuple[Layer, Extents]], *, threads: int | None = 1, runs: int = _RUNS
 ) -> list[float]:
-    """Seconds of each layer's own kernel at given extents, measured in ONNX Runtime."""
+    """Seconds of each layer's own kernel at given extents, measured in ONNX Runtime.
+
+    Before each run other memory is written, so that weights are no nearer than in a network.
+    """
+    elsewhere = np.zeros(_SCRUBBED, np.uint8)
     found: list[float] = []
-    for batch in _batches(layers):
-        model, feeds = alone(batch, _OLDEST_OPSET)
-        spent = [0.0] * len(batch)
-        for kernel in profile(model, feeds, runs=runs, threads=threads, tensors=False):
-            match = re.match(r"layer(\d+)_", kernel.name)
-            if match is not None:
-                spent[int(match[1])] += kernel.seconds
-        found += spent
+    for layer, extents in layers:
+        model, feeds = alone([(layer, extents)], _OLDEST_OPSET)
+        kernels = profile(
+            model,
+            feeds,
+            runs=runs,
+            threads=threads,
+            tensors=False,
+            between=partial(np.add, elsewhere, 1, out=elsewhere),
+        )
+        found.append(sum(k.seconds for k in kernels if k.name.startswith("layer0_")))
     return found
 
 
-def _batches(
-    layers: Sequence[tuple[Layer, Extents]],
-) -> Iterator[list[tuple[Layer, Extents]]]:
-    """Layers whose weights together are not too large for one session."""
-    batch: list[tuple[Layer, Extents]] = []
-    size = 0
-    for layer, extents in layers:
-        weight = 4 * layer.weight_elements
-        if batch and size + weight > _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append((layer, extents))
-        size += weight
-    if batch:
-        yield batch
+@dataclass(frozen=True, slots=True)
+class Peculiarities:
+    """What the runtime adds on this machine.
+
+    Attributes:
+        block: Channels in a block of its layout for convolutions, 1 where it has none.
+        reorder: Seconds to bring one element into or out of that layout.
+        profiling: Seconds that a profile adds to each kernel.
+    """
+
+    block: int
+    reorder: float
+    profiling: float
+
+    def corrected(self, seconds: float) -> float:
+        """Time of a kernel without what the profile adds."""
+        return max(seconds - self.profiling, 0.1 * seconds)
+
+    @staticmethod
+    def measured(threads: int | None = 1) -> Peculiarities:
+        """Ask the runtime."""
+        layer = Layer("Conv", (1, 64, _PROBE), (1, 56, 56), (1, 1))
+        model, feeds = alone([(layer, layer.extents)], _OLDEST_OPSET)
+        block, reorder = 1, 0.0
+        for kernel in profile(model, feeds, runs=_RUNS, threads=threads, tensors=False):
+            if kernel.name.startswith("layer0_"):
+                block = {32: 16, 24: 8}.get(kernel.shape[1], 1)
+            if kernel.op_type == "ReorderInput":
+                reorder = kernel.seconds / prod(kernel.shape)
+        return Peculiarities(block, reorder, _profiling(threads))
 
 
-def block_size(threads: int | None = 1) -> int:
-    """Channels in a block of the runtime's layout for convolutions, 1 where it has none."""
-    layer = Layer("Conv", (1, 32, _PROBE), (1, 8, 8), (1, 1))
-    model, feeds = alone([(layer, layer.extents)], _OLDEST_OPSET)
-    for kernel in profile(model, feeds, runs=1, threads=threads, tensors=False):
-        if kernel.name.startswith("layer0_"):
-            return {32: 16, 24: 8}.get(kernel.shape[1], 1)
-    return 1
+def _profiling(threads: int | None) -> float:
+    """Seconds that a profile adds to each kernel, from a chain of kernels that do nothing."""
+    names = [f"t{number}" for number in range(_CHAIN + 1)]
+    nodes = [helper.make_node("Abs", [a], [b], name=b) for a, b in pairwise(names)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in (names[0], names[-1])]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", _OLDEST_OPSET)]
+    model = Model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    feeds = {names[0]: np.ones(1, np.float32)}
+    kernels = profile(model, feeds, runs=_RUNS, threads=threads, tensors=False)
+    plain = measure([model], feeds, seconds=0.1, threads=threads)[0].seconds
+    return max(0.0, (sum(kernel.seconds for kernel in kernels) - plain) / _CHAIN)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +194,7 @@ def profile(
     runs: int,
     threads: int | None = None,
     tensors: bool = True,
+    between: Callable[[], object] | None = None,
 ) -> tuple[Kernel, ...]:
     """Time every kernel of the optimised model, in the order they run.
 
@@ -204,6 +205,7 @@ def profile(
         threads: As in ``session``.
         tensors: Also say what each kernel reads and makes, for which the optimised model is
             written out once.
+        between: Called before every run.
 
     Raises:
         RuntimeUnavailable: The runtime cannot load or run the model.
@@ -220,6 +222,8 @@ def profile(
             )
         loaded = _load(model, options)
         for _ in range(_WARM_UP + runs):
+            if between is not None:
+                between()
             loaded.run(feeds)
         events = json.loads(Path(loaded._raw.end_profiling()).read_text("utf-8"))
         nodes = onnx.load(optimised, load_external_data=False).graph.node if tensors else ()
