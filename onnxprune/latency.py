@@ -26,7 +26,7 @@ from onnxprune.types import AnyArray, IntArray, Shape
 _WARM_UP = 3  # runs of each model that are not counted
 _FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
 _RUNS = 15  # of a profile
-_LEAST = 5e-7  # seconds that a kernel takes for no work at all
+_LEAST = 1e-6  # seconds that a kernel takes for no work at all
 _SCRUBBED = 1 << 22  # bytes written between runs of a layer alone: more than a core's own cache
 _CHAIN = 100  # kernels that do nothing
 # Operators that take the blocked layout where all they read is in it.
@@ -96,7 +96,11 @@ def interleaved(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds of each call in every round; a round makes each call once, in order."""
+    """Seconds of each call in every round.
+
+    A round makes each call twice, in order, and counts the second: the first brings back into the
+    caches what the calls before it drove out.
+    """
     for _ in range(_WARM_UP):
         for call in calls:
             call()
@@ -104,6 +108,7 @@ def interleaved(
     begun = clock()
     while len(spent[0]) < _FEWEST or (clock() - begun < seconds and len(spent[0]) < _MOST):
         for call, samples in zip(calls, spent, strict=True):
+            call()
             start = clock()
             call()
             samples.append(clock() - start)
@@ -161,9 +166,9 @@ class LatencyTable:
     """What every kernel of a model costs on this machine, as a function of channel counts.
 
     The kernels that ONNX Runtime makes of the model are timed once, in place. Convolutions and
-    matrix products are timed alone at some narrower widths too; a cut scales the time in place by
-    the ratio of these. Everything else goes by the elements it reads and writes, and where a cut
-    changes which layers take the blocked layout, tensors between the two are reordered.
+    matrix products are timed alone too, at full and at narrower widths; what they take in place
+    beyond that, and everything else, goes by the elements read and written. Where a cut changes
+    which layers take the blocked layout, tensors between the two are reordered.
 
     Attributes:
         graph: The analysis.
@@ -227,17 +232,17 @@ class LatencyTable:
 
     def _after(self, shapes: _Shapes) -> Iterator[tuple[Charge, float]]:
         for charge in self.charges:
+            alone = now = 0.0
             if charge.stairs is not None and charge.node is not None:
                 layer = charge.stairs.layer
-                extents = shapes.extents(charge.node) or layer.extents
-                scale = charge.stairs(extents) / charge.stairs(layer.extents)
-                yield charge, charge.seconds * scale
-            else:
-                before = sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
-                after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
-                fixed = min(charge.seconds, _LEAST)
-                scale = after / before if before else 1.0
-                yield charge, fixed + (charge.seconds - fixed) * scale
+                alone = charge.stairs(layer.extents)
+                now = charge.stairs(shapes.extents(charge.node) or layer.extents)
+            # What a layer takes in place beyond what it takes alone is memory it has to wait for.
+            fixed = min(max(charge.seconds - alone, 0.0), _LEAST)
+            moved = charge.seconds - alone - fixed
+            before = sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
+            after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
+            yield charge, max(now + fixed + moved * (after / before if before else 1.0), 0.5 * now)
 
     @cached_property
     def _half(self) -> _Shapes:
@@ -283,9 +288,7 @@ class LatencyTable:
     def _tensors(self, node: Node | None) -> tuple[str, ...]:
         if node is None:
             return ()
-        derived = self.graph.graph.derived
-        read = (name for name in node.inputs if name and name not in derived)
-        return (*read, *(name for name in node.outputs if name))
+        return tuple(name for name in (*node.inputs, *node.outputs) if name)
 
     def _layer(self, node: Node) -> Layer | None:
         """The layer to time alone, None where it cannot be."""
