@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from math import prod, sqrt
@@ -26,7 +26,8 @@ from onnxprune.types import AnyArray, IntArray, Shape
 _WARM_UP = 3  # runs of each model that are not counted
 _FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
 _RUNS = 15  # of a profile
-_LEAST = 1e-6  # seconds that a kernel takes for no work at all
+_LEAST = 5e-7  # seconds that a kernel takes for no work at all
+_OUTSIDE = 0.03  # most of a run that may be spent outside kernels; more is noise
 _SCRUBBED = 1 << 22  # bytes written between runs of a layer alone: more than a core's own cache
 _CHAIN = 100  # kernels that do nothing
 # Operators that take the blocked layout where all they read is in it.
@@ -175,7 +176,8 @@ class LatencyTable:
         runtime: What is peculiar to the runtime here.
         charges: Every kernel.
         seconds: Median time of the whole original.
-        factor: By what the sum of all kernels is to be multiplied to give ``seconds``.
+        outside: Seconds of a run that are spent in no kernel.
+        factor: By what the sum of all kernels is to be multiplied to give the rest.
     """
 
     def __init__(
@@ -210,16 +212,30 @@ class LatencyTable:
 
         kernels = profile(model, feeds, runs=runs, threads=threads)
         self.charges = self._charges(kernels, cost)
-        self._blocks = Blocks(graph, self.runtime)
         self.seconds = measure([model], feeds, seconds=seconds, threads=threads)[0].seconds
-        self.factor = 1.0
-        self.factor = self.seconds / self.predict({})
+        self._blocks = Blocks(graph, self.runtime)
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Make the prediction for the original what was measured."""
+        self.outside, self.factor = 0.0, 1.0
+        kernels = self.predict({})
+        # A short model's kernels lose more to the profile than a chain of the same kernel does.
+        if kernels > self.seconds:
+            excess = (kernels - self.seconds) / len(self.charges)
+            self.charges = [
+                replace(charge, seconds=max(charge.seconds - excess, 0.1 * charge.seconds))
+                for charge in self.charges
+            ]
+            kernels = self.predict({})
+        self.outside = min(max(self.seconds - kernels, 0.0), _OUTSIDE * self.seconds)
+        self.factor = (self.seconds - self.outside) / kernels
 
     def predict(self, keep: Mapping[int, IntArray]) -> float:
         """Seconds of the model once each group keeps the units ``keep[group.id]``."""
         shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
         kernels = sum(spent for _, spent in self._after(shapes))
-        return self.factor * (kernels + self._blocks.reordering(shapes))
+        return self.outside + self.factor * (kernels + self._blocks.reordering(shapes))
 
     def layers(self, keep: Mapping[int, IntArray]) -> Mapping[str, tuple[float, float]]:
         """Seconds before and after a cut of each node that multiplies, by ``Node.key``."""
@@ -237,12 +253,15 @@ class LatencyTable:
                 layer = charge.stairs.layer
                 alone = charge.stairs(layer.extents)
                 now = charge.stairs(shapes.extents(charge.node) or layer.extents)
-            # What a layer takes in place beyond what it takes alone is memory it has to wait for.
-            fixed = min(max(charge.seconds - alone, 0.0), _LEAST)
-            moved = charge.seconds - alone - fixed
             before = sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
             after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
-            yield charge, max(now + fixed + moved * (after / before if before else 1.0), 0.5 * now)
+            scale = after / before if before else 1.0
+            # What a layer takes in place beyond what it takes alone is memory it waits for, or
+            # all of it is slower there: the truth lies between, as measured.
+            fixed = min(max(charge.seconds - alone, 0.0), _LEAST)
+            waiting = now + fixed + (charge.seconds - alone - fixed) * scale
+            slower = charge.seconds * now / alone if alone else waiting
+            yield charge, max((waiting + slower) / 2, now / 2)
 
     @cached_property
     def _half(self) -> _Shapes:
@@ -344,9 +363,7 @@ class Blocks:
             else:
                 moved.update((name, False) for name in read if name in blocked)
         moved.update((name, False) for name in self._outputs & blocked)
-        return sum(
-            _LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name, _ in moved
-        )
+        return sum(_LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name, _ in moved)
 
 
 class _Shapes:

@@ -112,7 +112,7 @@ def axes_of(
                 if layer.blocked((*full[:axis], point, *full[axis + 1 :]), block) == blocked
             }
         axes.append(sorted(found))
-    if not all(axes) or not aligned and layer.blocked(full, block) != blocked:
+    if not all(axes) or (not aligned and layer.blocked(full, block) != blocked):
         return None
     corners = [layer.rounded(point, block) for point in product(*axes)]
     return tuple(tuple(sorted({point[axis] for point in corners})) for axis in range(len(full)))
