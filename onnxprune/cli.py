@@ -193,7 +193,11 @@ def inspect(
     elif not quiet:
         from onnxprune.report.tables import group_detail, inspect_report
 
-        show(inspect_report(report, operators) if chosen is None else group_detail(graph, chosen))
+        show(
+            inspect_report(report, operators, verbose=verbose)
+            if chosen is None
+            else group_detail(graph, chosen)
+        )
 
 
 @app.command()
@@ -345,6 +349,13 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B", show_default=False)],
     *,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time both models in ONNX Runtime, in turn.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option("--threads", min=0, metavar="N", help="For --latency; 0: all usable cores."),
+    ] = 1,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -363,6 +374,8 @@ def compare(
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,
+            latency=latency,
+            threads=threads or None,
             progress=progress,
         )
     if json:
@@ -372,7 +385,7 @@ def compare(
     elif not quiet:
         from onnxprune.report.tables import compare_report
 
-        show(compare_report(report))
+        show(compare_report(report, verbose=verbose))
 
 
 @app.command()

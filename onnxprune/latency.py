@@ -122,7 +122,7 @@ def timing(samples: Sequence[float]) -> Timing:
     return Timing(median(samples), low, high, len(samples), tuple(samples))
 
 
-def ratio(before: Timing, after: Timing) -> tuple[float, float, float]:
+def compare_timings(before: Timing, after: Timing) -> tuple[float, float, float]:
     """Median of ``after / before``, round by round, and its interval at 95 %."""
     pairs = [new / old for old, new in zip(before.samples, after.samples, strict=True)]
     return median(pairs), *median_interval(pairs)

@@ -12,10 +12,12 @@ from onnxprune import __version__
 from onnxprune.analyse import analyse_graph
 from onnxprune.cost import stats, stats_after, stats_of
 from onnxprune.data import Data, load_data, random_data
+from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save
+from onnxprune.latency import compare_timings, measure
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
@@ -35,7 +37,7 @@ from onnxprune.select import PruningPlan
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
-from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.types import Latency, Limits, Report, Shape, Verdict
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
@@ -145,6 +147,8 @@ def shrink(
             _log.warning("nothing was cut: %s", _why_nothing(plan, round_to, ratio))
         verdict = _verify(graph, plan, made, check, clock)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
+        for said in warnings(before, after):
+            _log.warning("%s", said)
         with clock.stage("save"):
             if output is not None:
                 after = replace(after, bytes=save(made, output, force=force))
@@ -334,6 +338,8 @@ def compare(
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
+    latency: bool = False,
+    threads: int | None = 1,
     progress: Progress | None = None,
 ) -> Report:
     """How far the outputs of ``second`` lie from those of ``first``, and what each costs.
@@ -344,6 +350,8 @@ def compare(
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
         seed: For random inputs.
+        latency: Also time both models, in turn.
+        threads: For that; None takes one for each usable core.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -360,6 +368,7 @@ def compare(
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
+        timed = _latency(before, after, fed, threads) if latency else None
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
@@ -375,7 +384,14 @@ def compare(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
+        latency=timed,
     )
+
+
+def _latency(first: Model, second: Model, data: Data, threads: int | None) -> Latency:
+    old, new = measure([first, second], data.batches[0], threads=threads)
+    value, low, high = compare_timings(old, new)
+    return Latency(old.seconds, new.seconds, value, low, high, new.runs, threads)
 
 
 def _check_interfaces(first: Model, second: Model) -> None:

@@ -27,7 +27,7 @@ ORDER = tuple(
     runs trace survivors groups shapefix analyse
     score select
     record emit patches selections twin rewrite
-    cost extents staircase latency recipe
+    cost density extents staircase latency recipe
     drift verify
     report report.clock report.model report.ops report.build report.schemas report.tables
     request pipeline

@@ -15,6 +15,7 @@ from onnxprune.report.clock import peak_memory
 from onnxprune.report.model import (
     DriftJson,
     GroupJson,
+    LatencyJson,
     OperatorJson,
     ReportJson,
     StatsJson,
@@ -28,6 +29,7 @@ from onnxprune.types import (
     Drift,
     GroupReport,
     IntArray,
+    Latency,
     ModelStats,
     Report,
     TwinResult,
@@ -134,6 +136,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         seconds={stage: round(spent, 4) for stage, spent in report.seconds.items()},
         peak_memory_bytes=report.peak_memory_bytes,
         warnings=list(report.warnings),
+        latency=None if report.latency is None else _latency(report.latency),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -179,6 +182,17 @@ def _drift(drift: Drift) -> DriftJson:
         rel_l2=_finite(drift.rel_l2),
         max_abs=_finite(drift.max_abs),
         top1=_finite(drift.top1),
+    )
+
+
+def _latency(found: Latency) -> LatencyJson:
+    return LatencyJson(
+        before_ms=1e3 * found.before,
+        after_ms=1e3 * found.after,
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        runs=found.runs,
     )
 
 

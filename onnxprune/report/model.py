@@ -77,6 +77,17 @@ class OperatorJson(_Part):
     rule: str | None
 
 
+class LatencyJson(_Part):
+    """Median times of two models in milliseconds, and their ratio with its interval at 95 %."""
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    low: float
+    high: float
+    runs: int
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -94,3 +105,4 @@ class ReportJson(_Part):
     seconds: dict[str, float]
     peak_memory_bytes: int
     warnings: list[str]
+    latency: LatencyJson | None = None
