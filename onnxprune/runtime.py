@@ -220,7 +220,7 @@ def profile(
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "weights.bin"
             )
-        loaded = _load(model, options)
+        loaded = _load(_named(model) if tensors else model, options)
         for _ in range(_WARM_UP + runs):
             if between is not None:
                 between()
@@ -236,6 +236,15 @@ def profile(
         _kernel(name, of_one, named.get(name), _WARM_UP * len(of_one) // (_WARM_UP + runs))
         for name, of_one in found.items()
     )
+
+
+def _named(model: Model) -> Model:
+    """The model with a name of its own for each node, without which a profile tells none apart."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for node in proto.graph.node:
+        node.name = next((name for name in node.output if name), node.name)
+    return Model(proto, model.directory, model.deferred)
 
 
 def _kernel(
