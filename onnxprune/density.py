@@ -1,7 +1,7 @@
 """How much layers multiply for each byte they move, and which ones a cut leaves too thin.
 
 The thresholds are where the speed of a layer falls off in ONNX Runtime on an x86 CPU, as measured
-in ``tools/notes/0005-thin-layers.md``; other hardware wants at least as many channels.
+in ``tools/notes/0007-latency-and-thin-layers.md``; other hardware wants at least as many channels.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from onnxprune.types import AnyArray, IntArray, Shape
 _WARM_UP = 3  # runs of each model that are not counted
 _FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
 _RUNS = 15  # of a profile
-_LEAST = 5e-7  # seconds that a kernel takes for no work at all
+_LEAST = 5e-7  # seconds that reordering a tensor takes, however small it is
 _OUTSIDE = 0.03  # most of a run that may be spent outside kernels; more is noise
 _SCRUBBED = 1 << 22  # bytes written between runs of a layer alone: more than a core's own cache
 _CHAIN = 100  # kernels that do nothing
@@ -258,8 +258,7 @@ class LatencyTable:
             scale = after / before if before else 1.0
             # What a layer takes in place beyond what it takes alone is memory it waits for, or
             # all of it is slower there: the truth lies between, as measured.
-            fixed = min(max(charge.seconds - alone, 0.0), _LEAST)
-            waiting = now + fixed + (charge.seconds - alone - fixed) * scale
+            waiting = now + (charge.seconds - alone) * scale
             slower = charge.seconds * now / alone if alone else waiting
             yield charge, max((waiting + slower) / 2, now / 2)
 

@@ -264,6 +264,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = Peculiarities(block=16, reorder=0.0, profiling=0.0)
     monkeypatch.setattr(latency, "profile", kernels)
     monkeypatch.setattr(latency, "measure", total)
+    monkeypatch.setattr(latency, "_LEAST", 0.0)
     monkeypatch.setattr(latency, "time_layers", layers)
     monkeypatch.setattr(Peculiarities, "measured", staticmethod(lambda threads: idle))
     monkeypatch.setattr(latency, "_LEAST", 0.0)
