@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -34,7 +34,6 @@ _CHAIN = 100  # kernels that do nothing
 _EITHER = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"}
 _EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul"}
 _EITHER |= {"Concat", "HardSwish"}
-_APART = {"HardSwish": 2}  # kernels of an activation that no layer outside that layout takes in
 _PROBE = 20  # outputs of a convolution: padded to 32 in blocks of 16, to 24 in blocks of 8
 _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")  # what the runtime appends to a tensor's name
 # Kernels that multiply; the runtime's names for fused ones contain these.
@@ -214,8 +213,7 @@ class LatencyTable:
         kernels = profile(model, feeds, runs=runs, threads=threads)
         self.charges = self._charges(kernels, cost)
         self.seconds = measure([model], feeds, seconds=seconds, threads=threads)[0].seconds
-        owners = {charge.node.index for charge in self.charges if charge.node is not None}
-        self._blocks = Blocks(graph, self.runtime, owners)
+        self._blocks = Blocks(graph, self.runtime)
         self._calibrate()
 
     def _calibrate(self) -> None:
@@ -325,24 +323,14 @@ class LatencyTable:
 
 
 class Blocks:
-    """Which tensors are in the runtime's blocked layout, and what leaving it costs.
+    """Which tensors are in the runtime's blocked layout, and what reordering them costs.
 
     Attributes:
         runtime: Block size and cost of reordering.
     """
 
-    def __init__(
-        self, graph: DependencyGraph, runtime: Peculiarities, owners: Collection[int] = ()
-    ) -> None:
-        """Index the graph.
-
-        Args:
-            graph: The analysis.
-            runtime: Block size and cost of reordering.
-            owners: Nodes that have a kernel of their own in the original.
-        """
+    def __init__(self, graph: DependencyGraph, runtime: Peculiarities) -> None:
         self.runtime = runtime
-        self._owners = owners
         self._outputs = set(graph.graph.outputs)
         env, derived = graph.tracer.traces[0].env, graph.graph.derived
         self._steps: list[tuple[Node, Layer | None, tuple[str, ...]]] = []
@@ -356,14 +344,10 @@ class Blocks:
             self._steps.append((node, layer, read))
 
     def reordering(self, shapes: _Shapes) -> float:
-        """Seconds that go into tensors that one kernel writes in one layout and another reads.
-
-        Also those of activations that only the blocked layout computes along with a layer.
-        """
+        """Seconds that go into tensors that one kernel writes in one layout and another reads."""
         block = self.runtime.block
         blocked: set[str] = set()
         moved: set[tuple[str, bool]] = set()
-        apart: list[str] = []
         for node, layer, read in self._steps:
             if layer is not None:
                 extents = shapes.extents(node) or layer.extents
@@ -377,11 +361,8 @@ class Blocks:
                 blocked.update(node.outputs)
             else:
                 moved.update((name, False) for name in read if name in blocked)
-                if node.op_type in _APART and node.index not in self._owners:
-                    apart += node.outputs[:1] * _APART[node.op_type]
         moved.update((name, False) for name in self._outputs & blocked)
-        touched = [*(name for name, _ in moved), *apart]
-        return sum(_LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name in touched)
+        return sum(_LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name, _ in moved)
 
 
 class _Shapes:
