@@ -36,6 +36,7 @@ _EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add
 _EITHER |= {"Concat", "HardSwish"}
 _PROBE = 20  # outputs of a convolution: padded to 32 in blocks of 16, to 24 in blocks of 8
 _LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")  # what the runtime appends to a tensor's name
+_NORM = "_bn"  # and before that, where a BatchNormalization became a depthwise Conv
 # Kernels that multiply; the runtime's names for fused ones contain these.
 _MULTIPLYING = ("Conv", "MatMul", "Gemm")
 _OLDEST_OPSET = 13
@@ -388,9 +389,12 @@ def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:
     A kernel that multiplies stands for the nearest node that does, at or before what it makes;
     each is claimed by one kernel.
     """
-    names = [*kernel.outputs, _LAYOUT.sub("", kernel.name), *kernel.inputs]
+    own = _LAYOUT.sub("", kernel.name)
+    names = [*kernel.outputs, own, own.removesuffix(_NORM), *kernel.inputs]
     start = next((graph.producer[name] for name in names if name in graph.producer), None)
-    if start is None or not any(word in kernel.op_type for word in _MULTIPLYING):
+    if start is None or (start.op_type == "BatchNormalization" and own.endswith(_NORM)):
+        return start
+    if not any(word in kernel.op_type for word in _MULTIPLYING):
         return start
     seen, front = {start.index}, [start]
     while front:

@@ -319,6 +319,9 @@ def test_a_kernel_in_blocks_is_traced_to_the_convolution_before_it() -> None:
     pool = source_of(Kernel("p_nchwc", "GlobalAveragePool", (), ("t",), (), 1.0), graph, claimed)
     assert pool is not None
     assert pool.key == "p"
+    norm = source_of(Kernel("n0_bn_nchwc", "Conv", (), ("t",), (), 1.0), graph, set())
+    assert norm is not None
+    assert norm.key == "n0"
     assert source_of(Kernel("nowhere", "Conv", (), (), (), 1.0), graph, claimed) is None
 
 
