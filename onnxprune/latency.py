@@ -20,7 +20,8 @@ from onnxprune.groups import DependencyGraph, random_keep
 from onnxprune.io import Model
 from onnxprune.runtime import Kernel, profile, session
 from onnxprune.staircase import Staircase, fit
-from onnxprune.survivors import Survivors
+from onnxprune.survivors import DeadSlots, Survivors
+from onnxprune.trace import Trace
 from onnxprune.types import AnyArray, IntArray, Shape
 
 _WARM_UP = 3  # runs of each model that are not counted
@@ -153,12 +154,14 @@ class Charge:
         seconds: Its time in the original.
         stairs: Cost of its layer by channel counts; None where it goes by ``tensors``.
         tensors: What it reads and writes.
+        elements: How many elements these have in the original.
     """
 
     node: Node | None
     seconds: float
     stairs: Staircase | None
     tensors: tuple[str, ...]
+    elements: int
 
 
 LayerCost = Callable[[Sequence[tuple[Layer, Extents]]], Sequence[float]]
@@ -234,13 +237,13 @@ class LatencyTable:
 
     def predict(self, keep: Mapping[int, IntArray]) -> float:
         """Seconds of the model once each group keeps the units ``keep[group.id]``."""
-        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+        shapes = _Shapes(self._trace, self.graph.dead(keep))
         kernels = sum(spent for _, spent in self._after(shapes))
         return self.outside + self.factor * (kernels + self._blocks.reordering(shapes))
 
     def layers(self, keep: Mapping[int, IntArray]) -> Mapping[str, tuple[float, float]]:
         """Seconds before and after a cut of each node that multiplies, by ``Node.key``."""
-        shapes = _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+        shapes = _Shapes(self._trace, self.graph.dead(keep))
         return {
             charge.node.key: (charge.seconds, spent)
             for charge, spent in self._after(shapes)
@@ -254,7 +257,7 @@ class LatencyTable:
                 layer = charge.stairs.layer
                 alone = charge.stairs(layer.extents)
                 now = charge.stairs(shapes.extents(charge.node) or layer.extents)
-            before = sum(prod(self._trace.env.shape(name) or ()) for name in charge.tensors)
+            before = charge.elements
             after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
             scale = after / before if before else 1.0
             # What a layer takes in place beyond what it takes alone is memory it waits for, or
@@ -267,7 +270,7 @@ class LatencyTable:
     def _half(self) -> _Shapes:
         """Shapes after some cut, to see what a cut can change."""
         keep = random_keep(self.graph, 0.5, np.random.default_rng(0))
-        return _Shapes(Survivors(self._trace, self.graph.dead(keep)))
+        return _Shapes(self._trace, self.graph.dead(keep))
 
     def _charges(self, kernels: Sequence[Kernel], cost: LayerCost) -> list[Charge]:
         claimed: set[int] = set()
@@ -281,13 +284,15 @@ class LatencyTable:
         charges = []
         for kernel, node in found:
             layer = layers[node.index] if node is not None else None
+            tensors = self._tensors(node)
             own = layer is not None and any(word in kernel.op_type for word in _MULTIPLYING)
             charges.append(
                 Charge(
                     node,
                     self.runtime.corrected(kernel.seconds),
                     stairs.get(layer) if layer is not None and own else None,
-                    self._tensors(node),
+                    tensors,
+                    sum(prod(self._trace.env.shape(name) or ()) for name in tensors),
                 )
             )
         return charges
@@ -307,7 +312,10 @@ class LatencyTable:
     def _tensors(self, node: Node | None) -> tuple[str, ...]:
         if node is None:
             return ()
-        return tuple(name for name in (*node.inputs, *node.outputs) if name)
+        derived = self.graph.graph.derived
+        weights = node.inputs[1:2] if node.op_type in (*CONVOLUTIONS, *PRODUCTS) else ()
+        read = (name for name in node.inputs if name not in derived or name in weights)
+        return tuple(dict.fromkeys(name for name in (*read, *node.outputs) if name))
 
     def _layer(self, node: Node) -> Layer | None:
         """The layer to time alone, None where it cannot be."""
@@ -367,16 +375,23 @@ class Blocks:
 
 
 class _Shapes:
-    """Shapes after a cut, each worked out once."""
+    """Shapes after a cut, each worked out once; tensors with the same labels share one."""
 
-    def __init__(self, survivors: Survivors) -> None:
-        self.survivors = survivors
-        self.known: dict[str, Shape | None] = {}
+    def __init__(self, trace: Trace, dead: DeadSlots) -> None:
+        self.trace = trace
+        self.survivors = Survivors(trace, dead)
+        self.known: dict[tuple[object, ...], Shape | None] = {}
+        self.named: dict[str, Shape | None] = {}
 
     def of(self, name: str) -> Shape | None:
-        if name not in self.known:
-            self.known[name] = self.survivors.shape(name)
-        return self.known[name]
+        if name not in self.named:
+            # Fields of one content are one array.
+            fields = tuple(map(id, self.trace.fields.get(name, ())))
+            key = (self.trace.env.shape(name), fields, id(self.trace.elements.get(name)))
+            if key not in self.known:
+                self.known[key] = self.survivors.shape(name)
+            self.named[name] = self.known[key]
+        return self.named[name]
 
     def extents(self, node: Node) -> Extents | None:
         x, w = self.of(node.inputs[0]), self.of(node.inputs[1])

@@ -299,7 +299,7 @@ def test_reordering_is_charged_where_layouts_meet() -> None:
 
     def cost(ratio: float) -> float:
         keep = random_keep(graph, ratio, np.random.default_rng(0))
-        return blocks.reordering(latency._Shapes(latency.Survivors(trace, graph.dead(keep))))
+        return blocks.reordering(latency._Shapes(trace, graph.dead(keep)))
 
     least = latency._LEAST
     # Only what leaves the last pooling.
