@@ -18,6 +18,7 @@ from onnxprune.extents import CONVOLUTIONS, PRODUCTS, Extents, Layer, alone, ext
 from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph, random_keep
 from onnxprune.io import Model
+from onnxprune.ops.registry import repair_of
 from onnxprune.runtime import Kernel, profile, session
 from onnxprune.staircase import Staircase, fit
 from onnxprune.survivors import DeadSlots, Survivors
@@ -394,8 +395,21 @@ class _Shapes:
         return self.named[name]
 
     def extents(self, node: Node) -> Extents | None:
+        if node.op_type in CONVOLUTIONS and node.int("group", 1) > 1:
+            return self._grouped(node)
         x, w = self.of(node.inputs[0]), self.of(node.inputs[1])
         return extents_of(node, x, w) if x and w else None
+
+    def _grouped(self, node: Node) -> Extents | None:
+        """Extents where filters are cut group by group, which their own shape does not show."""
+        x, y = self.of(node.inputs[0]), self.of(node.outputs[0])
+        before, repair = self.trace.env.shape(node.inputs[0]), repair_of(node.op_type)
+        if not x or not y or not before or repair is None:
+            return None
+        groups = node.int("group", 1)
+        if self.survivors.cut(node.inputs[0]):
+            groups = repair(node, before, self.survivors).get("group", groups)
+        return groups, max(1, x[1] // groups), max(1, y[1] // groups)
 
 
 def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:

@@ -111,8 +111,11 @@ def axes_of(
                 for point in found
                 if layer.blocked((*full[:axis], point, *full[axis + 1 :]), block) == blocked
             }
+        if layer.op_type == "Conv" and not aligned and axis > 0 and (blocked or axis == decides):
+            # Several channels a group: the blocked layout wants whole blocks of both.
+            found = {point for point in found if (point % block == 0) == blocked}
         axes.append(sorted(found))
-    if not all(axes) or (not aligned and layer.blocked(full, block) != blocked):
+    if not all(axes) or layer.blocked(tuple(axis[-1] for axis in axes), block) != blocked:
         return None
     corners = [layer.rounded(point, block) for point in product(*axes)]
     return tuple(tuple(sorted({point[axis] for point in corners})) for axis in range(len(full)))
