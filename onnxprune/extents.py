@@ -89,7 +89,7 @@ class Layer:
             return extents
         groups, inputs, outputs = extents
         if groups > 1:
-            return (_up(groups, block), inputs, outputs)
+            return (_up(groups, block), 1, 1) if inputs == outputs == 1 else extents
         # Fewer inputs than a block are read as they lie.
         return (groups, inputs if inputs < block else _up(inputs, block), _up(outputs, block))
 

@@ -32,6 +32,7 @@ from onnxprune.types import AnyArray
 from tests.small import conv_chain, parsed
 
 CONV = Layer("Conv", (1, 64, 128), (1, 28, 28), (1, 1))
+GROUPED = Layer("Conv", (3, 32, 32), (1, 14, 14), (3, 3))
 DEPTHWISE = Layer("Conv", (96, 1, 1), (1, 14, 14), (3, 3))
 PRODUCT = Layer("MatMul", (1, 50, 64, 192))
 IDLE = Peculiarities(block=16, reorder=1e-9, profiling=0.0)
@@ -119,6 +120,8 @@ def test_profile_names_what_each_kernel_reads_and_makes() -> None:
         pytest.param(CONV, (1, 7, 36), (1, 7, 48), id="few inputs are read as they lie"),
         pytest.param(CONV, (1, 22, 36), (1, 22, 36), id="off the alignment: plain layout"),
         pytest.param(DEPTHWISE, (20, 1, 1), (32, 1, 1), id="depthwise"),
+        pytest.param(GROUPED, (3, 16, 16), (3, 16, 16), id="groups of whole blocks"),
+        pytest.param(GROUPED, (3, 12, 12), (3, 12, 12), id="groups of less than a block"),
         pytest.param(DEPTHWISE, (22, 1, 1), (22, 1, 1), id="depthwise off the alignment"),
         pytest.param(PRODUCT, (1, 50, 33, 40), (1, 50, 33, 48), id="lanes of a product"),
     ],
@@ -160,6 +163,30 @@ def test_blocked_and_plain_layouts_are_measured_apart() -> None:
     assert axes_of(PRODUCT, (False, False, False, True), 16, blocked=False) == (
         (1,), (50,), (64,), (32, 48, 96, 144, 192),
     )  # fmt: skip
+
+
+def test_groups_of_several_channels_are_blocked_where_both_counts_are_whole_blocks() -> None:
+    moving = (False, True, True)
+    assert axes_of(GROUPED, moving, 16, blocked=True) == ((3,), (16, 32), (16, 32))
+    assert axes_of(GROUPED, moving, 16, blocked=False) == ((3,), (4, 8, 24), (4, 8, 16, 24, 32))
+
+
+def test_filters_cut_group_by_group_count_as_narrower_groups() -> None:
+    model = parsed(
+        "g (float[1,8,6,6] x) => (float[1,4,6,6] y) {a = Conv(x, v) b = Relu(a)\n"
+        "c = Conv<group=2,pads=[1,1,1,1]>(b, w) y = Conv(c, u)}",
+        v=np.ones((8, 8, 1, 1), np.float32),
+        w=np.ones((8, 4, 3, 3), np.float32),
+        u=np.ones((4, 8, 1, 1), np.float32),
+    )
+    graph = analyse(model)
+    keep = random_keep(graph, 0.5, np.random.default_rng(0))
+    shapes = latency._Shapes(graph.tracer.traces[0], graph.dead(keep))
+    made = operate(PruningPlan(graph, keep)).model
+    (group,) = (a.i for n in made.proto.graph.node for a in n.attribute if a.name == "group")
+    weight = made.weights()["w"].shape
+    node = graph.graph.producer["c"]
+    assert shapes.extents(node) == (group, weight[1], weight[0] // group)
 
 
 def stepped(layer: Layer, extents: Extents) -> float:
