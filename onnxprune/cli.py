@@ -672,6 +672,15 @@ def compare(
         Path, typer.Argument(metavar="B", help="The .onnx file to compare.", show_default=False)
     ],
     *,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time both models in ONNX Runtime, in turn.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", parser=_whole(0), metavar="N", help="For --latency; 0: all usable cores."
+        ),
+    ] = 1,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -690,6 +699,8 @@ def compare(
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,
+            latency=latency,
+            threads=threads or None,
             progress=progress,
         )
     with printing():
@@ -700,7 +711,7 @@ def compare(
         elif not quiet:
             from onnxprune.report.tables import compare_report
 
-            show(compare_report(report))
+            show(compare_report(report, verbose=verbose))
 
 
 @app.command(cls=_Command, short_help="Print a JSON Schema.")

@@ -14,10 +14,12 @@ from onnxprune.compensate import compensated
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
+from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.latency import compare_timings, measure
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
@@ -42,7 +44,7 @@ from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
-from onnxprune.types import Limits, Refitted, Report, Shape, Verdict
+from onnxprune.types import Latency, Limits, Refitted, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
@@ -192,6 +194,8 @@ def shrink(
             verdict = _measured(graph, surgery.model, verdict, check, clock)
         made, written = _with_recipe(surgery, original, asked.options(method, restoring))
         before, after = stats(graph), stats_after(graph, made, plan.keep)
+        for said in warnings(before, after):
+            _log.warning("%s", said)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
@@ -425,6 +429,8 @@ def compare(
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
+    latency: bool = False,
+    threads: int | None = 1,
     progress: Progress | None = None,
 ) -> Report:
     """How far the outputs of ``second`` lie from those of ``first``, and what each costs.
@@ -435,6 +441,8 @@ def compare(
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
         seed: For random inputs.
+        latency: Also time both models, in turn.
+        threads: For that; None takes one for each usable core.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -452,6 +460,7 @@ def compare(
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
         other = _analyse(after, graph.stand_ins, Mode(), clock)
+        timed = _latency(before, after, fed, threads) if latency else None
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
@@ -467,7 +476,14 @@ def compare(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
+        latency=timed,
     )
+
+
+def _latency(first: Model, second: Model, data: Data, threads: int | None) -> Latency:
+    old, new = measure([first, second], data.batches[0], threads=threads)
+    value, low, high = compare_timings(old, new)
+    return Latency(old.seconds, new.seconds, value, low, high, new.runs, threads)
 
 
 def _check_interfaces(first: Model, second: Model) -> None:

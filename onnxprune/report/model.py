@@ -92,6 +92,17 @@ class RefittedJson(_Part):
     ridge: float | None
 
 
+class LatencyJson(_Part):
+    """Median times of two models in milliseconds, and their ratio with its interval at 95 %."""
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    low: float
+    high: float
+    runs: int
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -111,3 +122,4 @@ class ReportJson(_Part):
     warnings: list[str]
     without_effect: int | None
     restored: list[RefittedJson]
+    latency: LatencyJson | None = None
