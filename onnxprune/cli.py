@@ -300,7 +300,7 @@ def shrink(
         typer.Option(
             "--target",
             metavar="COST=SHARE",
-            help="Leave this share of macs, params or bytes, e.g. macs=0.5; repeatable.",
+            help="Leave this share of macs, params, bytes or latency, e.g. macs=0.5; repeatable.",
         ),
     ] = None,
     recipe: Annotated[

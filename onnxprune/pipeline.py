@@ -97,8 +97,10 @@ def shrink(
             ``recipe``.
         lossless: Remove every channel that provably has no effect, and no other.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
-        targets: Instead of a ratio the share to be left of ``macs``, ``params`` or ``bytes``, by
-            name; of several the hardest binds.
+        targets: Instead of a ratio the share to be left of ``macs``, ``params``, ``bytes`` or
+            ``latency``, by name; of several the hardest binds. Latency is that of one thread of
+            ONNX Runtime on this machine: predicted, then measured, and ``round_to`` is then
+            ``auto`` unless it is more than 1.
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model,
             ``isomorphic`` of all groups of a kind. None: local for a ratio, isomorphic for targets.
         importance: How channels are ranked, as in ``score``. ``auto`` tries several rankings on
@@ -140,6 +142,7 @@ def shrink(
         UnsupportedModelError: Nothing in it can be pruned.
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
+        TargetError: A target is out of reach.
     """
     by_ratio = ratio is not None or sensitivity is not None
     if [by_ratio, bool(targets), lossless, recipe is not None].count(True) != 1:
@@ -171,7 +174,7 @@ def shrink(
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
-        plan, method, why = asked.plan(graph, check.data, clock)
+        (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -225,6 +228,7 @@ def shrink(
         recipe={} if written is None else written.as_json(),
         restored=layers,
         written=tuple(files),
+        latency=times,
     )
 
 

@@ -90,7 +90,7 @@ class Planner:
         found = aim(
             self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
         )
-        if not found.reached:
+        if not found.reached and self.latency is None:  # what is measured is judged afterwards
             _log.warning(
                 "no cut comes nearer to the target than %s",
                 ", ".join(f"{name}={share:.3f}" for name, share in found.left.items()),

@@ -302,6 +302,7 @@ class Latency:
         low, high: Interval of that median at 95 %.
         runs: Rounds.
         threads: Threads inside an operator; None is one for each usable core.
+        predicted: Seconds that were predicted for the second, None where nothing was.
     """
 
     before: float
@@ -311,6 +312,7 @@ class Latency:
     high: float
     runs: int
     threads: int | None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

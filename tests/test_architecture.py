@@ -30,7 +30,7 @@ ORDER = tuple(
     record slices emit patches selections absorb twin rewrite
     extents staircase latency
     stepwise refit restore moments compensate
-    alignment cost density budget aim planning recipe
+    alignment cost density budget aim planning latency_target recipe
     drift verify
     gauges cluster jobs suffix sensitivity curves sweep
     report report.clock report.model report.ops report.build report.schemas report.tables

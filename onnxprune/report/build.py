@@ -206,6 +206,7 @@ def _latency(found: Latency) -> LatencyJson:
         low=found.low,
         high=found.high,
         runs=found.runs,
+        predicted_ms=None if found.predicted is None else 1e3 * found.predicted,
     )
 
 

@@ -93,7 +93,7 @@ class RefittedJson(_Part):
 
 
 class LatencyJson(_Part):
-    """Median times of two models in milliseconds, and their ratio with its interval at 95 %."""
+    """Median times of two models in milliseconds, their ratio and its interval at 95 %."""
 
     before_ms: float
     after_ms: float
@@ -101,6 +101,7 @@ class LatencyJson(_Part):
     low: float
     high: float
     runs: int
+    predicted_ms: float | None = None
 
 
 class ReportJson(_Part):

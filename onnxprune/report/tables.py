@@ -41,6 +41,8 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     assert report.after is not None
     yield _cost_table(report.before, report.after, "before", "after")
     yield from _restored_lines(report, verbose=verbose)
+    if report.latency is not None:
+        yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
@@ -239,8 +241,10 @@ def _became(old: str, new: str) -> str:
 def _times(found: Latency) -> str:
     cores = "all cores" if found.threads is None else f"{found.threads} thread"
     cores += "s" if (found.threads or 1) > 1 else ""
+    foretold = "" if found.predicted is None else f" (predicted {1e3 * found.predicted:.3g} ms)"
     return (
-        f"latency on {cores}: {1e3 * found.before:.3g} ms → {1e3 * found.after:.3g} ms, ratio "
+        f"latency on {cores}: {1e3 * found.before:.3g} ms → {1e3 * found.after:.3g} ms{foretold}, "
+        f"ratio "
         f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f} at 95 %, {found.runs} runs)"
     )
 

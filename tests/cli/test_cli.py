@@ -279,6 +279,7 @@ def test_compare_prints_times_their_ratio_and_its_interval(
     ran = call("compare", RESNET, RESNET, "--latency", "--json").json()
     assert ran["latency"] == {
         "before_ms": 4.0, "after_ms": 1.0, "ratio": 0.25, "low": 0.25, "high": 0.25, "runs": 20,
+        "predicted_ms": None,
     }  # fmt: skip
     shown = call("compare", RESNET, RESNET, "--latency", "--threads", 0).out
     assert "latency on all cores: 4 ms → 1 ms, ratio 0.250 (0.250 to 0.250 at 95 %, 20 runs)" in (
@@ -286,6 +287,15 @@ def test_compare_prints_times_their_ratio_and_its_interval(
     )
     assert asked == [(2, 1), (2, None)]
     assert call("compare", RESNET, RESNET, "--json").json()["latency"] is None
+
+
+def test_shrink_to_a_latency_reports_what_was_predicted_and_measured(call: Call) -> None:
+    arguments = (MODELS / "fashion_vgg.onnx", "--target", "latency=0.7", "--dry-run")
+    found: dict[str, float] = call("shrink", *arguments, "--json").json()["latency"]  # type: ignore[assignment]  # JSON
+    assert min(found[key] for key in ("before_ms", "after_ms", "predicted_ms")) > 0
+    assert found["low"] <= found["ratio"] <= found["high"]
+    shown = " ".join(call("shrink", *arguments).out.split())
+    assert re.search(r"latency on 1 thread: \S+ ms → \S+ ms \(predicted \S+ ms\), ratio", shown)
 
 
 def test_shrink_warns_of_a_depthwise_layer_off_the_alignment(call: Call) -> None:
