@@ -129,7 +129,7 @@ class Request:
         calibrating = self.importance == "auto" and data is not None and not data.random
         if calibrating and self.allowance is None:
             with clock.stage("score"):
-                planner = Planner(graph, self._wish(graph, None), data, latency)
+                planner = Planner(graph, self._wish(graph, None), data, self.aggregate, latency)
                 refitted = self.restoring(data) == "refit"
                 best = planner.best_restored if refitted else planner.best
                 return best(self.seed)
@@ -141,7 +141,7 @@ class Request:
         if self.allowance is not None:
             allowed = self.allowance.ratios(graph, values.method, self.ratio)
         with clock.stage("select"):
-            plan = Planner(graph, self._wish(graph, allowed), data, latency).plan(values)
+            plan = Planner(graph, self._wish(graph, allowed), data, latency=latency).plan(values)
         return plan, values.method, values.why
 
     def _wish(self, graph: DependencyGraph, allowed: Mapping[int, float] | None) -> Wish:

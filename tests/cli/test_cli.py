@@ -158,6 +158,65 @@ def test_flags_reach_the_selection(
     assert onnxprune.load("o.onnx").weights()["w0"].shape == shape
 
 
+def test_round_to_auto_reaches_the_selection(call: Call) -> None:
+    reloaded(conv_chain((3, 64, 20)), Path("wide.onnx"))
+    ran = call("shrink", "wide.onnx", "--ratio", 0.3, "--round-to", "auto", "--json")
+    assert ran.code == 0
+    assert [g["kept"] for g in ran.json()["groups"]] == [48, 16, 4]  # type: ignore[attr-defined]  # JSON
+
+
+@pytest.mark.parametrize(
+    ("targets", "most"),
+    [(["macs=0.5"], {"macs": 0.5}), (["params=0.6", "macs=0.9"], {"params": 0.6, "macs": 0.9})],
+    ids=["macs", "params and macs"],
+)
+def test_target_is_met_and_kept_in_the_recipe(
+    targets: Sequence[str], most: dict[str, float], call: Call
+) -> None:
+    reloaded(conv_chain((3, 32, 32)), Path("wide.onnx"))
+    flags = [part for target in targets for part in ("--target", target)]
+    out = ("-o", "o.onnx", "--recipe-out", "r.json")
+    ran = call("shrink", "wide.onnx", *flags, "--json", "--aggregate", "mean", *out)
+    assert (ran.code, ran.err) == (0, "")
+    found = ran.json()
+    for name, share in most.items():
+        left = found["output"][name] / found["input"][name]  # type: ignore[index]  # JSON
+        assert left <= share + 0.04
+    options = json.loads(Path("r.json").read_text("utf-8"))["options"]
+    assert options["targets"] == most
+    assert options["aggregate"] == "mean"
+    again = call("shrink", "wide.onnx", "--recipe", "o.onnx", "-o", "again.onnx")
+    assert again.code == 0
+    assert Path("o.onnx").read_bytes() == Path("again.onnx").read_bytes()
+
+
+def test_target_out_of_reach_is_exit_3_and_writes_nothing(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--target", "macs=0.01", "--min-channels", 6)
+    assert (ran.code, ran.out) == (3, "")
+    assert "macs=0.01 cannot be reached" in ran.err
+    assert left() == BEFORE
+
+
+def test_restore_says_what_it_did_in_words_and_in_json(call: Call) -> None:
+    reloaded(conv_chain((3, 16, 24), batch="N"), Path("open.onnx"))
+    x = np.random.default_rng(1).standard_normal((80, 3, 8, 8)).astype(np.float32)
+    np.savez("calib.npz", x=x)
+    with_data = ("shrink", "open.onnx", "--ratio", 0.4, "--data", "calib.npz", "--force")
+    for flags in ([], ["--restore", "refit"]):
+        ran = call(*with_data, *flags, "--json")
+        assert (ran.code, ran.err) == (0, "")
+        schema = json.loads(call("schema", "report").out)
+        jsonschema.Draft202012Validator(schema).validate(ran.json())
+        restored = ran.json()["restored"]
+        assert [one["node"] for one in restored] == ["c1", "y"]  # type: ignore[attr-defined]  # JSON
+        assert all(0 <= one["after"] <= one["before"] for one in restored)  # type: ignore[attr-defined]  # JSON
+    assert call(*with_data, "--restore", "none", "--json").json()["restored"] == []
+    said = call(*with_data).out
+    assert "restored: 2 of 2 layers refitted on calib.npz, 80 samples; mean held-out" in said
+    assert "twin ok" in said
+    assert "  c1: " in call(*with_data, "-v").out
+
+
 def test_global_scope_meets_its_budget(call: Call) -> None:
     ran = call(
         "shrink", "chain.onnx", "--ratio", 0.5, "--scope", "global", "--max-ratio", 0.8, "--json"
