@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -17,6 +18,8 @@ _Steps = Sequence[Sequence[Step]] | None
 @movement("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
     """Same elements in the same order under other dimensions."""
+    if prod(source) != prod(targets[0]):
+        return None  # one of the two was only assumed, or is wrong in the file
     return [[Reshape(targets[0])]]
 
 

@@ -10,7 +10,14 @@ from onnxprune.analyse import analyse
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_without
-from tests.unit.ops.models import assert_exact, between_convs, between_matmuls, model
+from tests.unit.ops.models import (
+    assert_exact,
+    between_convs,
+    between_matmuls,
+    model,
+    reason,
+    unknown,
+)
 
 F32 = np.float32
 
@@ -265,3 +272,31 @@ def test_shape_that_cannot_be_repaired_freezes_what_it_acts_on() -> None:
         minus=ints(-1),
     )  # fmt: skip
     assert not analyse(found).prunable
+
+
+BEHIND_UNKNOWN = """g (float[2,3,8,8] x) => (float[n,c] y) {{
+    z = Relu(x)  a = Conv(z, w1)  {}  y = Gemm(f, w2)}}"""
+
+
+def behind_unknown(middle: str, reads: int, **constants: np.ndarray) -> Model:
+    text = BEHIND_UNKNOWN.format(middle)
+    return unknown(model(text, w1=(8, 3, 1, 1), w2=(reads, 4), **constants), "z")
+
+
+@pytest.mark.parametrize("middle", ["f = Flatten(a)", "f = Reshape(a, s)"])
+def test_declared_shape_behind_one_that_was_assumed_freezes(middle: str) -> None:
+    """The analysis raised ValueError: the sizes of ``a`` are made up, those of ``f`` declared."""
+    found = behind_unknown(middle, 512, s=ints(2, 512))
+    entry = onnx.helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, [2, 512])
+    found.proto.graph.value_info.append(entry)
+    assert "has a tensor of unknown shape ('f')" in reason(analyse(found), "w1")
+
+
+@pytest.mark.parametrize(("target", "frozen"), [((2, 8), True), ((-1, 8), False)])
+def test_reshape_to_another_number_of_elements_freezes(
+    target: tuple[int, ...], frozen: bool
+) -> None:
+    """The analysis raised ValueError where a batch of one had been assumed."""
+    found = behind_unknown("p = GlobalAveragePool(a)  f = Reshape(p, s)", 8, s=ints(*target))
+    why = reason(analyse(found), "w1")
+    assert ("moves data in a way that is not known" in why) if frozen else not why
