@@ -73,6 +73,7 @@ class Restoring(StrEnum):
 
     auto = "auto"
     none = "none"
+    bias = "bias"
     refit = "refit"
 
 
@@ -299,7 +300,7 @@ def shrink(
         typer.Option(
             "--target",
             metavar="COST=SHARE",
-            help="Leave this share of macs, params or bytes, e.g. macs=0.5; repeatable.",
+            help="Leave this share of macs, params, bytes or latency, e.g. macs=0.5; repeatable.",
         ),
     ] = None,
     recipe: Annotated[
@@ -333,13 +334,14 @@ def shrink(
         typer.Option("--aggregate", help="How weights that make one channel combine."),
     ] = None,
     round_to: Annotated[
-        str,
+        Any,
         typer.Option(
             "--round-to",
+            parser=_multiple,
             metavar="N|auto",
             help="Leave multiples of N channels, or of what suits the hardware.",
         ),
-    ] = "1",
+    ] = 1,
     min_channels: Annotated[
         int,
         typer.Option(
@@ -384,8 +386,8 @@ def shrink(
         Restoring,
         typer.Option(
             "--restore",
-            help="Give accuracy back without training: refit every layer to --data (auto does "
-            "where data is given).",
+            help="Give accuracy back without training: refit every layer to --data, or fold the "
+            "mean of what was dropped into biases; auto takes what the data allow.",
         ),
     ] = Restoring.auto,
     verify: Annotated[
@@ -438,7 +440,7 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != "1",
+            round_to=round_to != 1,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ratio_for=ratio_for,
@@ -450,7 +452,7 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != "1",
+            round_to=round_to != 1,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ignore=ignore,
@@ -474,7 +476,7 @@ def shrink(
             scope=None if scope is None else scope.value,
             importance=importance,
             aggregate=None if aggregate is None else aggregate.value,
-            round_to=_multiple(round_to),
+            round_to=round_to,
             min_channels=min_channels,
             max_ratio=max_ratio,
             ignore=ignore or (),
@@ -670,6 +672,15 @@ def compare(
         Path, typer.Argument(metavar="B", help="The .onnx file to compare.", show_default=False)
     ],
     *,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time both models in ONNX Runtime, in turn.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", parser=_whole(0), metavar="N", help="For --latency; 0: all usable cores."
+        ),
+    ] = 1,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -688,6 +699,8 @@ def compare(
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,
+            latency=latency,
+            threads=threads or None,
             progress=progress,
         )
     with printing():
@@ -698,7 +711,7 @@ def compare(
         elif not quiet:
             from onnxprune.report.tables import compare_report
 
-            show(compare_report(report))
+            show(compare_report(report, verbose=verbose))
 
 
 @app.command(cls=_Command, short_help="Print a JSON Schema.")
@@ -757,11 +770,8 @@ def _shares(given: Sequence[str] | None) -> dict[str, float]:
 
 
 def _multiple(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--round-to {text} is no whole number of 1 or more, nor auto")
-    return int(text)
+    """What ``--round-to`` says: a whole number, or auto."""
+    return text if text == "auto" else _whole(1)(text)
 
 
 def _ratios(given: Sequence[str] | None) -> dict[str, float]:

@@ -152,6 +152,8 @@ class Emitter:
                 if name in self.constants:
                     yield from self._constant_nodes([name], deferred)
                 else:
+                    if name in self.graph.model.deferred:
+                        deferred[name] = lifted.weight
                     yield node
                 yield from self._constant_nodes(copies.get(name, []), deferred)
                 continue

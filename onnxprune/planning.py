@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
 from onnxprune.aim import Keep, aim
 from onnxprune.budget import Budget, shares
 from onnxprune.data import Data
+from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.restore import refit
@@ -22,6 +24,9 @@ from onnxprune.types import AnyArray, Float64Array
 
 _log = logging.getLogger(__name__)
 _JUDGED_ON = 64  # samples that plans are compared on
+_FITTED = 0.75  # share of the data that plans are refitted to, to be compared on the rest
+_ROUNDING = 1e-9  # of an output's square: less of variation is noise
+_MEASURED = ", groups measured"  # after the method of a ranking that compares across groups
 _ALONE = 0.25  # share of a group that goes to see what the group is worth
 # Rankings that `auto` tries on calibration data: method, whether groups are weighed by what cutting
 # each of them alone does to the outputs, and the scope where none is asked for.
@@ -70,12 +75,14 @@ class Planner:
         graph: The analysis.
         wish: What is wanted.
         data: Calibration data, or None.
+        aggregate: As in ``score``, where several rankings are tried.
         latency: Share of the latency that a plan leaves, where that is a target.
     """
 
     graph: DependencyGraph
     wish: Wish
     data: Data | None = None
+    aggregate: str | None = None
     latency: Latency | None = None
 
     def plan(self, values: Importance) -> PruningPlan:
@@ -89,7 +96,7 @@ class Planner:
         found = aim(
             self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
         )
-        if not found.reached:
+        if not found.reached and self.latency is None:  # what is measured is judged afterwards
             _log.warning(
                 "no cut comes nearer to the target than %s",
                 ", ".join(f"{name}={share:.3f}" for name, share in found.left.items()),
@@ -112,7 +119,7 @@ class Planner:
 
     def _cut(self, values: Importance, ratio: float) -> PruningPlan:
         wish = self.wish
-        comparable = values.method.split(",")[0] in COMPARABLE
+        comparable = values.method in COMPARABLE or values.method.endswith(_MEASURED)
         price = None
         if wish.targets and wish.where != "local" and comparable:
             measure = next(iter(wish.targets)).replace("latency", "macs")
@@ -148,6 +155,7 @@ class Planner:
         judge = Judge(self.graph, self.data)
         tried: list[tuple[float, str, PruningPlan]] = []
         known: dict[str, Importance] = {}
+        beyond: TargetError | None = None
         for method, weighed, scope in _TRIED:
             planner = self
             if self.wish.scope is None and self.wish.targets:
@@ -155,11 +163,19 @@ class Planner:
             if method in known and planner.wish.where == "local":
                 continue  # what groups are worth does not matter there
             if method not in known:
-                known[method] = score(self.graph, method, data=self.data, seed=seed)
+                known[method] = score(
+                    self.graph, method, aggregate=self.aggregate, data=self.data, seed=seed
+                )
             across = weighed and planner.wish.where != "local"
             values = judge.weighed(known[method]) if across else known[method]
-            plan = planner.plan(values)
+            try:
+                plan = planner.plan(values)
+            except TargetError as error:  # another scope may take more of a group
+                beyond = error
+                continue
             tried.append((judge.drift(operate(plan).model), values.method, plan))
+        if not tried and beyond is not None:
+            raise beyond
         least = min(range(len(tried)), key=lambda number: tried[number][0])
         drift, method, plan = tried[least]
         others = ", ".join(f"{name} {value:.3g}" for value, name, _ in tried if name != method)
@@ -168,18 +184,28 @@ class Planner:
     def best_restored(self, seed: int) -> tuple[PruningPlan, str, str]:
         """The plan to be refitted afterwards: by the cost after the refit.
 
-        For targets the groups may give unequally; whether they should is tried on a few samples.
+        For targets the groups may give unequally; whether they should is tried.
         """
         assert self.data is not None
         values = score(self.graph, "obs", data=self.data, seed=seed)
         if not self.wish.targets or self.wish.scope is not None:
             return self.plan(values), "obs", "least error after refitting to your data"
-        judge = Judge(self.graph, self.data)
+        # What a refit has seen it can learn by heart: that says nothing about other samples.
+        fitted = _some(self.data, most=round(_FITTED * self.data.samples)) or self.data
+        unseen = _some(self.data, past=len(fitted.batches), most=self.data.samples)
+        judge = Judge(self.graph, unseen or fitted)
         tried = []
+        beyond: TargetError | None = None
         for scope, ranked in (("local", values), ("global", judge.weighed(values))):
-            plan = replace(self, wish=replace(self.wish, scope=scope)).plan(ranked)
-            made, _, _ = refit(plan, operate(plan).model, judge.data, seed=seed)
+            try:
+                plan = replace(self, wish=replace(self.wish, scope=scope)).plan(ranked)
+            except TargetError as error:
+                beyond = error
+                continue
+            made, _, _ = refit(plan, operate(plan).model, fitted, seed=seed)
             tried.append((judge.drift(made), scope, plan))
+        if not tried and beyond is not None:
+            raise beyond
         least = min(tried, key=lambda one: one[0])
         said = ", ".join(f"{scope} {drift:.3g}" for drift, scope, _ in tried)
         return least[2], "obs", f"{least[1]} moves the outputs least after a refit ({said})"
@@ -190,14 +216,7 @@ class Judge:
 
     def __init__(self, graph: DependencyGraph, data: Data) -> None:
         self.graph = graph
-        self.batches = []
-        samples = 0
-        for batch in data.batches:
-            self.batches.append(batch)
-            samples += next((array.shape[0] for array in batch.values() if array.ndim), 1)
-            if samples >= _JUDGED_ON:
-                break
-        self.data = replace(data, batches=tuple(self.batches), samples=samples)
+        self.batches = (_some(data) or data).batches
         self.expected = self._outputs(graph.graph.source)
 
     def _outputs(self, model: Model) -> list[Mapping[str, AnyArray]]:
@@ -215,6 +234,8 @@ class Judge:
                 (_real(a[name]), _real(b[name])) for a, b in zip(self.expected, found, strict=True)
             ]
             scale = sum(float(np.square(a - a.mean()).sum()) for a, _ in pairs)
+            # An output that never varies has no scale but its own size.
+            scale = max(scale, _ROUNDING * sum(float(np.square(a).sum()) for a, _ in pairs))
             error = sum(float(np.square(a - b).sum()) for a, b in pairs)
             errors.append(error / max(scale, 1e-30))
         return float(np.mean(errors)) if errors else 0.0
@@ -239,7 +260,19 @@ class Judge:
                     scale = (moved + 1e-9) / (lost + 1e-12)
                     found[group] = values[group] * scale
         by_group = {group: found.get(group, values[group]) for group in values}
-        return Importance(by_group, f"{values.method}, groups measured", values.why)
+        return Importance(by_group, values.method + _MEASURED, values.why)
+
+
+def _some(data: Data, past: int = 0, most: int = _JUDGED_ON) -> Data | None:
+    """The first samples of the data behind some batches; None where there are no more."""
+    batches = []
+    samples = 0
+    for batch in islice(data.batches, past, None):
+        batches.append(batch)
+        samples += next((array.shape[0] for array in batch.values() if array.ndim), 1)
+        if samples >= most:
+            break
+    return replace(data, batches=tuple(batches), samples=samples) if batches else None
 
 
 def _real(array: AnyArray) -> Float64Array:

@@ -58,6 +58,10 @@ class Moments:
             np.float64,
         )
 
+    def loss(self, weight: Float64Array, bias: Float64Array) -> float:
+        """Sum of all the errors, >= 0 whatever rounding made of it."""
+        return max(float(self.error(weight, bias).sum()), 0.0)
+
     @property
     def spread(self) -> Float64Array:
         """Sum of squares of Z around its mean, shape (groups, outputs)."""
@@ -91,10 +95,16 @@ class Fitter:
         self.held = Moments(groups, inputs, outputs)
 
     def add(self, x: AnyArray, z: AnyArray) -> None:
-        """Add one batch of rows; the last of them are held out."""
-        cut = max(1, round(x.shape[1] * (1 - _HELD_OUT)))
-        self.fitted.add(x[:, :cut], z[:, :cut])
-        if cut < x.shape[1]:
+        """Add one batch of rows; the last of them are held out.
+
+        The share is of all rows so far, so that batches of one row are held out now and then.
+        """
+        rows = x.shape[1]
+        due = int((self.fitted.rows + self.held.rows + rows) * _HELD_OUT) - self.held.rows
+        cut = rows - min(max(due, 0), rows)
+        if cut:
+            self.fitted.add(x[:, :cut], z[:, :cut])
+        if cut < rows:
             self.held.add(x[:, cut:], z[:, cut:])
 
     def solve(self, weight: Float64Array, bias: Float64Array) -> Fit:
@@ -108,10 +118,12 @@ class Fitter:
         """
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
-        before = float(judge.error(weight, bias).sum())
+        before = judge.loss(weight, bias)
+        if not self.held.rows:  # nothing could tell a gain from noise learned by heart
+            return Fit(weight, bias, before / scale, before / scale, None)
         best: tuple[float, float] | None = None
         for ridge, (w, b) in _solutions(self.fitted, weight, _RIDGES, self.intercept):
-            error = float(judge.error(w, b).sum())
+            error = judge.loss(w, b)
             if np.isfinite(error) and (best is None or error < best[0]):
                 best = (error, ridge)
         if best is None or best[0] > before * (1 - _LEAST_GAIN):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 from onnx import helper
 
+from onnxprune import fields
 from onnxprune.calibrate import inputs_of, sampled_positions
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
@@ -23,12 +25,14 @@ from onnxprune.layers import Layer, columns, layer_of, matrix, outputs, unmatrix
 from onnxprune.prepare import prepare
 from onnxprune.refit import Fit, Fitter
 from onnxprune.select import PruningPlan
+from onnxprune.shapes import Environment
 from onnxprune.stepwise import Stepwise, Values
 from onnxprune.survivors import Survivors
 from onnxprune.types import AnyArray, Float64Array, Refitted
 
 _log = logging.getLogger(__name__)
 _PRESENT = ("Identity", "Cast")  # nodes between a constant and a layer that change no value
+_MOST_MOMENTS = 1 << 30  # bytes of the sums for one layer
 _SMALL_SCALE = 1e-4  # of the largest: a channel scaled by less is left as it is
 
 Heard = Callable[[int, int, str], None]  # done, of, node
@@ -82,7 +86,8 @@ def refit(
     """
     original = plan.graph.graph
     survivors = Survivors(plan.graph.tracer.traces[0], plan.graph.dead(plan.keep))
-    work = prepare(_with_biases(pruned, original, survivors))
+    with_biases, added = _with_biases(pruned, original, survivors)
+    work = prepare(with_biases)
     sites = list(_sites(work, original, survivors))
     rng = np.random.default_rng(seed)
     emitter = Emitter(work)
@@ -96,18 +101,22 @@ def refit(
             fit = _solved(site, work, second, read, target, rng)
             if fit is None:
                 continue
-            results.append(Refitted(site.layer.node.label, fit.before, fit.after, fit.ridge))
-            if fit.ridge is not None:
-                for name, values in _written(site, work, second, fit).items():
-                    second.constants[name] = values
+            written = _written(site, work, second, fit) if fit.ridge is not None else {}
+            second.constants |= written
+            after, ridge = (fit.after, fit.ridge) if written else (fit.before, None)
+            results.append(Refitted(site.layer.node.label, fit.before, after, ridge))
     for name, values in second.constants.items():
         emitter.constants[name] = _edit(values)
+    for site in sites:
+        if site.layer.bias in added and site.layer.bias not in second.constants:
+            del emitter.node(site.layer.node).input[2]
     changed = tuple(sorted(second.constants))
     return emitter.build(), tuple(results), changed
 
 
 def _edit(values: AnyArray) -> ConstantEdit:
-    return ConstantEdit(values.shape, lambda _: values, b"refit" + values.tobytes()[:64])
+    key = b"refit" + sha256(values.tobytes()).digest()
+    return ConstantEdit(values.shape, lambda _: values, key)
 
 
 # -- which layers ----------------------------------------------------------------------------------
@@ -121,11 +130,12 @@ def _sites(work: Graph, original: Graph, survivors: Survivors) -> Iterator[_Site
             continue
         lost = any(name and survivors.cut(name) and name not in work.constants
                    for name in node.inputs)  # fmt: skip
-        reads = lost and _narrower(node, work, survivors)
+        sums = lost and not all(survivors.cut(name) for name in node.outputs if name)
+        reads = sums or (lost and _narrower(node, work, survivors))
         if not reads and not moved.intersection(node.inputs):
             continue
         moved.update(name for name in node.outputs if name)
-        found = _site(node, work, original)
+        found = _site(node, work, original, survivors.trace.env)
         if found is not None:
             yield found
 
@@ -160,26 +170,27 @@ def _leaf(work: Graph, name: str) -> tuple[str, tuple[int, ...] | None] | None:
     turned: tuple[int, ...] | None = None
     while name not in work.constants:
         node = work.producer.get(name)
-        if node is None or len(work.consumers.get(name, ())) != 1:
+        if node is None or _only_reader(work, name) is None:
             return None
         if node.op_type == "Transpose" and turned is None:
-            rank = len(node.ints("perm") or ())
-            turned = node.ints("perm") if rank else (1, 0)
+            turned = node.ints("perm") or ()  # all axes reversed
         elif node.op_type not in _PRESENT:
             return None
         name = node.inputs[0]
     constant = work.constants[name]
     alone = len(work.consumers.get(name, ())) == 1 and constant.pinned is None
     real = constant.weight.dtype.kind == "f" or constant.weight.dtype.name == "bfloat16"
+    if turned == ():
+        turned = tuple(reversed(range(len(constant.weight.shape))))
     return (name, turned) if alone and real else None
 
 
-def _site(node: Node, work: Graph, original: Graph) -> _Site | None:
+def _site(node: Node, work: Graph, original: Graph, env: Environment) -> _Site | None:
     layer = _layer(node, work)
     leaf = _leaf(work, node.inputs[1]) if layer is not None else None
     if layer is None or leaf is None:
         return None
-    if layer.kind == "gemm" and layer.axis == 0:
+    if not _plain(layer, len(work.constants[leaf[0]].weight.shape)):
         return None
     made, norm, added = node.outputs[0], None, None
     reader = _only_reader(work, made)
@@ -198,9 +209,18 @@ def _site(node: Node, work: Graph, original: Graph) -> _Site | None:
         other = reader.inputs[1 - reader.inputs.index(made)]
         maker = work.producer.get(other)
         known = other in work.inputs or (maker is not None and maker.index < node.index)
-        if known and other not in work.derived and other != made:
+        shape = env.shape(made)
+        alike = shape is not None and env.shape(reader.outputs[0]) == shape
+        if known and alike and other not in work.derived and other != made:
             return replace(site, total=reader.outputs[0], other=other)
     return site
+
+
+def _plain(layer: Layer, rank: int) -> bool:
+    """Whether a layer is Y = X W and no more: no activation inside, one matrix for all rows."""
+    if layer.kind in ("gemm", "matmul"):
+        return rank == 2 and layer.axis != 0
+    return layer.node.op_type != "FusedConv"
 
 
 def _only_reader(graph: Graph, name: str) -> Node | None:
@@ -219,28 +239,29 @@ def _is_norm(node: Node, work: Graph) -> bool:
     )
 
 
-def _with_biases(pruned: Model, original: Graph, survivors: Survivors) -> Model:
-    """The model with a zero bias wherever a layer that will be refitted has none."""
+def _with_biases(
+    pruned: Model, original: Graph, survivors: Survivors
+) -> tuple[Model, frozenset[str]]:
+    """The model with a zero bias for each layer to be refitted that has none, and their names."""
     work = prepare(pruned)
     emitter = Emitter(work)
-    changed = False
+    added: set[str] = set()
     for site in _sites(work, original, survivors):
         layer = site.layer
         if layer.kind == "matmul" or site.norm is not None or layer.bias:
             continue
         weight = work.constants[site.leaf].weight
         axis = 0 if layer.kind == "conv" or layer.node.int("transB", 0) else 1
-        width = weight.shape[axis] * (layer.groups if layer.kind == "deconv" else 1)
-        if site.turned is not None:
-            width = weight.shape[site.turned[axis]]
+        stored = axis if site.turned is None else site.turned[axis]
+        width = weight.shape[stored] * (layer.groups if layer.kind == "deconv" else 1)
         proto = emitter.node(layer.node)
         while len(proto.input) < 3:
             proto.input.append("")
         kind = survivors.trace.env.data_type(layer.node.outputs[0])
         zeros = np.zeros(width, helper.tensor_dtype_to_np_dtype(kind) if kind else np.float32)
         proto.input[2] = emitter.literal(f"{layer.node.key}_bias", zeros)
-        changed = True
-    return emitter.build() if changed else pruned
+        added.add(proto.input[2])
+    return (emitter.build() if added else pruned), frozenset(added)
 
 
 # -- the fit of one layer --------------------------------------------------------------------------
@@ -255,12 +276,10 @@ def _pairs(
     goal = site.total or site.made
     stop = original.producer[goal].index + 1
     aims = first.until(max(stop, first.done), [goal])[goal]
-    axis = 1 if site.layer.kind in ("conv", "deconv") else -1
-    alive = survivors.alive(goal, axis % aims[0].ndim) if aims else None
-    kept = None if alive is None else np.flatnonzero(alive)
+    gone = survivors.masks(goal)
     target: Values = []
     for batch, aim in enumerate(aims):
-        part = np.asarray(aim if kept is None else np.take(aim, kept, axis), np.float32)
+        part = np.asarray(fields.compact(aim, *gone), np.float32)
         if site.other:
             part = part - np.asarray(now[site.other][batch], np.float32)
         target.append(part)
@@ -282,6 +301,9 @@ def _solved(
     if scale is None or shift is None:
         return None
     groups, inputs, made = start.shape
+    if 8 * groups * inputs * inputs > _MOST_MOMENTS:
+        _log.info("%s reads too many values at once to be refitted", layer.node.label)
+        return None
     fitter = Fitter(groups, inputs, made, intercept=_has_bias(site))
     samples = sum(array.shape[0] for array in read)
     most = sampled_positions(inputs_of(layer, seen.shape), samples)
@@ -289,11 +311,13 @@ def _solved(
         rows, chosen = columns(layer, x, seen.shape, most, rng)
         fitter.add(rows, outputs(layer, z, chosen))
     per_group = (groups, 1, made)
-    return fitter.solve(start * scale.reshape(per_group), shift.reshape(groups, made))
+    fit = fitter.solve(start * scale.reshape(per_group), shift.reshape(groups, made))
+    return fit if np.isfinite(fit.before) else None  # the data overflow here
 
 
 def _has_bias(site: _Site) -> bool:
-    return site.layer.kind != "matmul" or site.added is not None
+    place, factor = _bias_of(site)
+    return bool(place) and factor != 0
 
 
 def _seen(site: _Site, work: Graph, run: Stepwise) -> AnyArray:
@@ -356,15 +380,21 @@ def _written(site: _Site, work: Graph, run: Stepwise, fit: Fit) -> Mapping[str, 
     if site.turned is not None:
         back = back.transpose(np.argsort(site.turned))
     stored = work.constants[site.leaf].weight
-    found: dict[str, AnyArray] = {site.leaf: np.ascontiguousarray(back).astype(stored.dtype)}
+    found: dict[str, AnyArray] = {site.leaf: _cast(np.ascontiguousarray(back), stored.dtype)}
     # What a channel that is not usable still gives through its old weights counts as no change.
     moved = np.where(usable, fit.bias.reshape(-1) - shift, 0.0)
     place, factor = _bias_of(site)
     if place and factor:
         old = _value(work, run, place)
         new = old.astype(np.float64) + (moved / factor).reshape(old.shape)
-        found[place] = new.astype(old.dtype)
-    return found
+        found[place] = _cast(new, old.dtype)
+    # Half precision may be too narrow for what single precision found.
+    return found if all(np.isfinite(values).all() for values in found.values()) else {}
+
+
+def _cast(array: Float64Array, kind: np.dtype[np.generic]) -> AnyArray:
+    with np.errstate(over="ignore"):
+        return array.astype(kind)
 
 
 def _bias_of(site: _Site) -> tuple[str, float]:

@@ -6,6 +6,7 @@ batch, in memory or, above a limit, in a temporary file.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from onnxprune.runtime import session
 from onnxprune.types import AnyArray
 
 _IN_MEMORY = 2 << 30  # bytes of tensors that are kept there
+_SMALL = 1 << 16  # bytes of an array that is not worth a file
 
 Values = list[AnyArray]
 
@@ -44,6 +46,7 @@ class Stepwise:
         self._done = 0  # nodes that have run
         self._last_use = self._uses()
         self._opsets = list(graph.model.proto.opset_import)
+        self._held = 0  # bytes in memory, of what nodes made
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
@@ -92,7 +95,9 @@ class Stepwise:
         over = [n for n in self._live if self._last_use.get(n, -1) < self._done]
         for name in over:
             if name not in self._reserved:
-                del self._live[name]
+                values = self._live.pop(name)
+                if name not in self.graph.inputs:
+                    self._held -= sum(_in_memory(value) for value in values)
         return found
 
     def _run(self, nodes: Sequence[Node], keep: Sequence[str]) -> None:
@@ -156,18 +161,23 @@ class Stepwise:
         return Weight.lazily(name, old.shape, old.data_type, old.read)
 
     def _stored(self, array: AnyArray) -> AnyArray:
-        held = sum(
-            value.nbytes
-            for values in self._live.values()
-            for value in values
-            if not isinstance(value, np.memmap)
-        )
-        if held + array.nbytes < _IN_MEMORY or array.nbytes < 1 << 16 or array.dtype.kind == "O":
+        if (
+            self._held + array.nbytes < _IN_MEMORY
+            or array.nbytes < _SMALL
+            or array.dtype.kind == "O"
+        ):
+            self._held += array.nbytes
             return array
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="onnxprune-")
         self._files += 1
-        path = Path(self._spill.name, f"{self._files}.npy")
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=array.shape)
-        kept[...] = array
+        path = Path(self._spill.name, str(self._files))
+        array.tofile(path)
+        kept = np.memmap(path, mode="r", dtype=array.dtype, shape=array.shape)
+        if os.name == "posix":
+            path.unlink()  # the mapping stays until nothing needs it: then the space is free
         return kept
+
+
+def _in_memory(array: AnyArray) -> int:
+    return 0 if isinstance(array, np.memmap) else array.nbytes

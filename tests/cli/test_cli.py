@@ -158,6 +158,65 @@ def test_flags_reach_the_selection(
     assert onnxprune.load("o.onnx").weights()["w0"].shape == shape
 
 
+def test_round_to_auto_reaches_the_selection(call: Call) -> None:
+    reloaded(conv_chain((3, 64, 20)), Path("wide.onnx"))
+    ran = call("shrink", "wide.onnx", "--ratio", 0.3, "--round-to", "auto", "--json")
+    assert ran.code == 0
+    assert [g["kept"] for g in ran.json()["groups"]] == [48, 16, 4]  # type: ignore[attr-defined]  # JSON
+
+
+@pytest.mark.parametrize(
+    ("targets", "most"),
+    [(["macs=0.5"], {"macs": 0.5}), (["params=0.6", "macs=0.9"], {"params": 0.6, "macs": 0.9})],
+    ids=["macs", "params and macs"],
+)
+def test_target_is_met_and_kept_in_the_recipe(
+    targets: Sequence[str], most: dict[str, float], call: Call
+) -> None:
+    reloaded(conv_chain((3, 32, 32)), Path("wide.onnx"))
+    flags = [part for target in targets for part in ("--target", target)]
+    out = ("-o", "o.onnx", "--recipe-out", "r.json")
+    ran = call("shrink", "wide.onnx", *flags, "--json", "--aggregate", "mean", *out)
+    assert (ran.code, ran.err) == (0, "")
+    found = ran.json()
+    for name, share in most.items():
+        left = found["output"][name] / found["input"][name]  # type: ignore[index]  # JSON
+        assert left <= share + 0.04
+    options = json.loads(Path("r.json").read_text("utf-8"))["options"]
+    assert options["targets"] == most
+    assert options["aggregate"] == "mean"
+    again = call("shrink", "wide.onnx", "--recipe", "o.onnx", "-o", "again.onnx")
+    assert again.code == 0
+    assert Path("o.onnx").read_bytes() == Path("again.onnx").read_bytes()
+
+
+def test_target_out_of_reach_is_exit_3_and_writes_nothing(call: Call) -> None:
+    ran = call("shrink", "chain.onnx", "--target", "macs=0.01", "--min-channels", 6)
+    assert (ran.code, ran.out) == (3, "")
+    assert "macs=0.01 cannot be reached" in ran.err
+    assert left() == BEFORE
+
+
+def test_restore_says_what_it_did_in_words_and_in_json(call: Call) -> None:
+    reloaded(conv_chain((3, 16, 24), batch="N"), Path("open.onnx"))
+    x = np.random.default_rng(1).standard_normal((80, 3, 8, 8)).astype(np.float32)
+    np.savez("calib.npz", x=x)
+    with_data = ("shrink", "open.onnx", "--ratio", 0.4, "--data", "calib.npz", "--force")
+    for flags in ([], ["--restore", "refit"]):
+        ran = call(*with_data, *flags, "--json")
+        assert (ran.code, ran.err) == (0, "")
+        schema = json.loads(call("schema", "report").out)
+        jsonschema.Draft202012Validator(schema).validate(ran.json())
+        restored = ran.json()["restored"]
+        assert [one["node"] for one in restored] == ["c1", "y"]  # type: ignore[attr-defined]  # JSON
+        assert all(0 <= one["after"] <= one["before"] for one in restored)  # type: ignore[attr-defined]  # JSON
+    assert call(*with_data, "--restore", "none", "--json").json()["restored"] == []
+    said = call(*with_data).out
+    assert "restored: 2 of 2 layers refitted on calib.npz, 80 samples; mean held-out" in said
+    assert "twin ok" in said
+    assert "  c1: " in call(*with_data, "-v").out
+
+
 def test_global_scope_meets_its_budget(call: Call) -> None:
     ran = call(
         "shrink", "chain.onnx", "--ratio", 0.5, "--scope", "global", "--max-ratio", 0.8, "--json"
@@ -263,6 +322,57 @@ def test_damaged_model_is_named_wherever_it_is_given(damage: bytes | str, call: 
     assert "'bad.onnx'" in ran.err
 
 
+def test_compare_prints_times_their_ratio_and_its_interval(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune import pipeline
+    from onnxprune.latency import Timing, timing
+
+    asked: list[object] = []
+
+    def measured(models: list[object], feeds: object, *, threads: int | None) -> list[Timing]:
+        asked.append((len(models), threads))
+        return [timing([0.004] * 20), timing([0.001] * 20)]
+
+    monkeypatch.setattr(pipeline, "measure", measured)
+    ran = call("compare", RESNET, RESNET, "--latency", "--json").json()
+    assert ran["latency"] == {
+        "before_ms": 4.0, "after_ms": 1.0, "ratio": 0.25, "low": 0.25, "high": 0.25, "runs": 20,
+        "predicted_ms": None,
+    }  # fmt: skip
+    shown = call("compare", RESNET, RESNET, "--latency", "--threads", 0).out
+    assert "latency on all cores: 4 ms → 1 ms, ratio 0.250 (0.250 to 0.250 at 95 %, 20 runs)" in (
+        " ".join(shown.split())
+    )
+    assert asked == [(2, 1), (2, None)]
+    assert call("compare", RESNET, RESNET, "--json").json()["latency"] is None
+
+
+def test_shrink_to_a_latency_reports_what_was_predicted_and_measured(call: Call) -> None:
+    arguments = (MODELS / "fashion_vgg.onnx", "--target", "latency=0.7", "--dry-run")
+    found: dict[str, float] = call("shrink", *arguments, "--json").json()["latency"]  # type: ignore[assignment]  # JSON
+    assert min(found[key] for key in ("before_ms", "after_ms", "predicted_ms")) > 0
+    assert found["low"] <= found["ratio"] <= found["high"]
+    shown = " ".join(call("shrink", *arguments).out.split())
+    assert re.search(r"latency on 1 thread: \S+ ms → \S+ ms \(predicted \S+ ms\), ratio", shown)
+
+
+def test_shrink_warns_of_a_depthwise_layer_off_the_alignment(call: Call) -> None:
+    mobile = MODELS / "fashion_mobile.onnx"
+    ran = call("shrink", mobile, "--ratio", 0.3, "--dry-run", "--verify", "none", "--json")
+    assert any("no multiple of 4" in said for said in ran.json()["warnings"])  # type: ignore[attr-defined]  # JSON
+    assert "--round-to 4" in ran.err
+    whole = call(
+        "shrink", mobile, "--ratio", 0.3, "--round-to", 4, "--dry-run", "--verify", "none", "--json"
+    )
+    assert whole.json()["warnings"] == []
+
+
+def test_inspect_shows_the_density_of_each_layer_when_asked(call: Call) -> None:
+    assert "MACs per byte" not in call("inspect", "chain.onnx").out
+    assert "MACs per byte" in call("inspect", "chain.onnx", "-v").out
+
+
 def test_nothing_to_cut_is_exit_0_with_a_warning_on_stderr(call: Call) -> None:
     ran = call("shrink", "chain.onnx", "--ratio", 0, "--json")
     assert ran.code == 0
@@ -328,15 +438,19 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (), "command"),
         (2, ("frobnicate",), "frobnicate"),
         (2, ("shrink",), "Missing argument"),
-        (2, ("shrink", "chain.onnx"), "give one of --ratio, --lossless and --recipe"),
+        (2, ("shrink", "chain.onnx"), "give one of --ratio, --target, --lossless and --recipe"),
         (2, ("shrink", "chain.onnx", "--ratio"), "--ratio"),
         (2, ("shrink", "chain.onnx", "--ratio", "half"), "'--ratio': 'half' is not a number"),
         (2, ("shrink", "chain.onnx", "--ratio", "1"), "ratio is 1"),
         (2, ("shrink", "chain.onnx", "--ratio", "-0.5"), "ratio is -0.5"),
         (2, ("shrink", "chain.onnx", "--ratio", "nan"), "ratio is nan"),
         (2, ("shrink", "chain.onnx", "--ratio", "inf"), "ratio is inf"),
-        (2, (*SHRINK, "--recipe", "r.json"), "give one of --ratio, --lossless and --recipe"),
-        (2, (*SHRINK, "--lossless"), "give one of --ratio, --lossless and --recipe"),
+        (
+            2,
+            (*SHRINK, "--recipe", "r.json"),
+            "give one of --ratio, --target, --lossless and --recipe",
+        ),
+        (2, (*SHRINK, "--lossless"), "give one of --ratio, --target, --lossless and --recipe"),
         (2, ("shrink", "chain.onnx", "--lossless", "--scope", "global"), "go with --lossless"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json"), "cannot read recipe 'r.json'"),
         (2, ("shrink", "chain.onnx", "--recipe", "chain.onnx"), "carries no recipe: onnxprune did"),
@@ -344,7 +458,7 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--scope", "global"), "--scope cannot"),
         (2, ("shrink", "chain.onnx", "--recipe", "r.json", "--round-to", "8"), "--round-to cannot"),
         (2, (*SHRINK, "--scope", "all"), "'--scope': 'all' is not one of 'local', 'global'"),
-        (2, (*SHRINK, "--importance", "magic"), "--importance"),
+        (2, (*SHRINK, "--importance", "magic"), "importance is 'magic'"),
         (2, (*SHRINK, "--round-to", "0"), "'--round-to': '0' is less than 1"),
         (2, (*SHRINK, "--round-to", "1.5"), "'--round-to': '1.5' is not a whole number"),
         (2, (*SHRINK, "--min-channels", "0"), "--min-channels"),
@@ -357,7 +471,7 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "--ratio-for", "w0=.1", "--ratio-for", "w0=.2"), "gives two ratios for 'w0'"),
         (2, (*SHRINK, "--ratio", "0.3"), "--ratio is given 2 times"),
         (2, (*SHRINK, "-o", "a.onnx", "--output", "b.onnx"), "--output is given 2 times"),
-        (2, (*SHRINK, "--restore", "refit"), "--restore"),
+        (2, (*SHRINK, "--restore", "refit"), "restore refit needs calibration data"),
         (2, (*SHRINK, "--verify", "some"), "--verify"),
         (2, (*SHRINK, "--verify", "twin", "--max-drift", "1"), "--max-drift needs --verify full"),
         (2, (*SHRINK, "--min-cosine", "2"), "--min-cosine is 2"),
@@ -375,8 +489,12 @@ SHRINK = ("shrink", "chain.onnx", "--ratio", "0.5")
         (2, (*SHRINK, "--input-shape", "x:2x3x8x8"), "is fixed at 1, not 2"),
         (2, (*SHRINK, "--data", "missing.npz"), "no such file"),
         (2, (*SHRINK, "--data", "chain.onnx"), "is not an .npz file"),
-        (2, (*SHRINK, "--data", "chain.onnx", "--verify", "none"), "data is for verification"),
-        (2, (*SHRINK, "--target", "macs=0.5"), "--target"),
+        (2, (*SHRINK, "--importance", "obs"), "importance obs needs calibration data"),
+        (2, (*SHRINK, "--target", "macs=0.5"), "give one of --ratio, --target"),
+        (2, ("shrink", "chain.onnx", "--target", "macs"), "--target macs is not COST=SHARE"),
+        (2, ("shrink", "chain.onnx", "--target", "speed=1"), "target 'speed' is unknown"),
+        (2, ("shrink", "chain.onnx", "--target", "macs=2"), "is no share to be left"),
+        (3, ("shrink", "chain.onnx", "--target", "macs=0.001"), "macs=0.001 cannot be reached"),
         (2, (*SHRINK, "-o", "chain.onnx"), "is the input itself"),
         (2, (*SHRINK, "-o", "chain.onnx", "--force"), "is the input itself"),
         (2, (*SHRINK, "-o", "frozen.onnx"), "give --force to overwrite it"),

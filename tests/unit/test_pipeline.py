@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,20 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import pipeline
+from onnxprune import pipeline, stepwise
+from onnxprune.data import Data
 from onnxprune.errors import (
     InvariantError,
     ModelError,
+    TargetError,
     UnsupportedModelError,
     UsageError,
     VerificationError,
 )
 from onnxprune.io import Model
 from onnxprune.pipeline import compare, inspect, shrink
-from onnxprune.types import TwinResult, Verdict
+from onnxprune.runtime import session
+from onnxprune.types import Report, TwinResult, Verdict
 from tests.small import MODELS, array, conv_chain, parsed, reloaded
 
 RESNET = MODELS / "fashion_resnet.onnx"
@@ -65,8 +69,18 @@ def test_shrink_takes_a_path_bytes_a_message_and_a_model() -> None:
 def test_every_stage_is_timed_and_told() -> None:
     told: list[str] = []
     _, report = shrink(RESNET, ratio=0.5, progress=told.append)
-    order = ["load", "prepare", "analyse", "score", "select", "rewrite", "verify", "save"]
-    assert told == order
+    order = [
+        "load",
+        "prepare",
+        "analyse",
+        "score",
+        "select",
+        "rewrite",
+        "verify",
+        "restore",
+        "save",
+    ]
+    assert told == [*order[:-1], "verify", "save"]
     assert all(report.seconds[stage] > 0 for stage in order[:-1])
     assert report.peak_memory_bytes > 0
 
@@ -141,18 +155,20 @@ def test_weights_that_are_not_numbers_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "one of ratio, lossless and recipe"),
-        ({"ratio": 0.5, "recipe": "r.json"}, "one of ratio, lossless and recipe"),
+        ({}, "one of ratio, target, lossless and recipe"),
+        ({"ratio": 0.5, "recipe": "r.json"}, "one of ratio, target, lossless and recipe"),
         ({"ratio": 1}, "ratio is 1"),
         ({"ratio": -1e-9}, "ratio is -1e-09"),
-        ({"ratio": 0.5, "restore": "auto"}, "only none exists"),
+        ({"ratio": 0.5, "restore": "refit"}, "refit needs calibration data"),
+        ({"ratio": 0.5, "restore": "magic"}, "restore is 'magic'"),
+        ({"ratio": 0.5, "round_to": "most"}, "round-to is 'most'"),
+        ({"targets": {"speed": 0.5}}, "target 'speed' is unknown"),
         ({"ratio": 0.5, "verify": "some"}, "give none, twin or full"),
         ({"ratio": 0.5, "verify": "twin", "max_drift": 0.1}, "--max-drift needs --verify full"),
         ({"ratio": 0.5, "verify": "none", "min_cosine": 0.1}, "--min-cosine needs --verify full"),
         ({"ratio": 0.5, "min_cosine": 1.1}, "--min-cosine is 1.1"),
         ({"ratio": 0.5, "min_top1": -0.1}, "--min-top1 is -0.1"),
         ({"ratio": 0.5, "max_drift": -1}, "--max-drift is -1"),
-        ({"ratio": 0.5, "verify": "none", "data": "x.npz"}, "data is for verification"),
         ({"ratio": 0.5, "importance": "magic"}, "importance is 'magic'"),
         ({"ratio": 0.5, "data": "missing.npz"}, "no such file"),
         ({"ratio": 0.5, "input_shapes": {"z": (1,)}}, "the model has no input 'z'"),
@@ -301,7 +317,7 @@ def test_inspect_counts_and_lists_without_changing_anything(chain: Path) -> None
     assert [group.frozen is None for group in report.groups] == [True, True, False]
     assert all(group.size == group.kept for group in report.groups)
     assert report.after is None
-    assert report.importance == "bn_scale"
+    assert report.importance == "l2"
     assert graph.prunable
     assert files(chain.parent) == {"chain.onnx"}
 
@@ -350,3 +366,176 @@ def test_library_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     shrink(RESNET, ratio=0.5)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+# --------------------------------------------------------------------- targets and restoring
+
+
+@pytest.fixture
+def calib(tmp_path: Path) -> Path:
+    """Samples for the chain."""
+    x = np.random.default_rng(1).standard_normal((80, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "calib.npz", x=x)
+    return tmp_path / "calib.npz"
+
+
+@pytest.fixture
+def open_chain(tmp_path: Path) -> Path:
+    reloaded(conv_chain((3, 16, 24), batch="N"), tmp_path / "open.onnx")
+    return tmp_path / "open.onnx"
+
+
+def drifted(report: Report) -> float:
+    """Relative L2 difference of the first output."""
+    return next(iter(report.verdict.drift.values())).rel_l2
+
+
+def test_data_restore_and_the_proof_is_that_of_the_plain_cut(open_chain: Path, calib: Path) -> None:
+    plain, before = shrink(open_chain, ratio=0.4, data=calib, restore="none", importance="l1")
+    made, after = shrink(open_chain, ratio=0.4, data=calib, importance="l1")
+    assert before.restored == ()
+    assert [one.node for one in after.restored] == ["c1", "y"]
+    assert all(0 <= one.after <= one.before for one in after.restored)
+    assert after.verdict.status == "passed"
+    assert after.verdict.twin == before.verdict.twin
+    assert drifted(before) > 1.2 * drifted(after) > 0
+    assert after.verdict.inputs == "calib.npz, 80 samples"
+    assert after.recipe["options"]["restore"] == "refit"  # type: ignore[index]  # JSON
+    assert set(after.recipe["restored"]) == {"w1", "beta1", "head", "y_bias"}  # type: ignore[arg-type]  # JSON
+    assert {n: w.shape for n, w in plain.weights().items()} == {
+        n: w.shape for n, w in made.weights().items() if n != "y_bias"
+    }
+    assert after.seconds["restore"] > 0
+
+
+def test_restored_model_is_the_same_file_twice_and_by_its_recipe(
+    open_chain: Path, calib: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        shrink(open_chain, ratio=0.4, data=calib, output=tmp_path / f"{name}.out")
+    first = (tmp_path / "a.out").read_bytes()
+    assert first == (tmp_path / "b.out").read_bytes()
+    shrink(open_chain, recipe=tmp_path / "a.out", data=calib, output=tmp_path / "c.out")
+    assert first == (tmp_path / "c.out").read_bytes()
+    _, without = shrink(open_chain, recipe=tmp_path / "a.out")
+    assert without.restored == ()
+    assert any("refit them again" in said for said in without.warnings)
+
+
+def test_interrupted_refit_leaves_neither_output_nor_temporary_files(
+    open_chain: Path, calib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(stepwise, "_IN_MEMORY", 1)
+    monkeypatch.setattr(stepwise, "_SMALL", 1)
+    before, spilled = files(tmp_path), []
+
+    def interrupt(stage: str) -> None:
+        if stage.startswith("restore 2/"):
+            spilled.extend(temporary.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shrink(
+            open_chain, ratio=0.4, data=calib, output=tmp_path / "o.onnx", progress=interrupt,
+            importance="l1",
+        )  # fmt: skip
+    assert spilled
+    assert files(tmp_path) == before
+    assert list(temporary.iterdir()) == []
+
+
+def test_limits_are_those_of_the_restored_model(open_chain: Path, calib: Path) -> None:
+    _, plain = shrink(open_chain, ratio=0.4, data=calib, restore="none", importance="l1")
+    _, made = shrink(open_chain, ratio=0.4, data=calib, importance="l1")
+    between = (drifted(plain) + drifted(made)) / 2
+    options = {"ratio": 0.4, "data": calib, "importance": "l1", "max_drift": between}
+    shrink(open_chain, **options)  # type: ignore[arg-type]  # test
+    with pytest.raises(VerificationError, match="max-drift"):
+        shrink(open_chain, restore="none", **options)  # type: ignore[arg-type]  # test
+
+
+def test_random_data_restore_nothing() -> None:
+    model = conv_chain(batch="N")
+    _, report = shrink(model, ratio=0.4, data=onnxprune.random_data(Model(model.proto), seed=0))
+    assert report.restored == ()
+
+
+@pytest.mark.parametrize("measure", ["macs", "params"])
+def test_targets_leave_what_they_say(measure: str, open_chain: Path) -> None:
+    _, report = shrink(open_chain, targets={measure: 0.5})
+    assert report.after is not None
+    left = getattr(report.after, measure) / getattr(report.before, measure)
+    assert left == pytest.approx(0.5, abs=0.04)
+    options = report.recipe["options"]
+    assert options["targets"] == {measure: 0.5}  # type: ignore[index]  # JSON
+    assert options["scope"] == "isomorphic"  # type: ignore[index]  # JSON
+
+
+def test_target_out_of_reach_is_an_error_and_writes_nothing(chain: Path) -> None:
+    with pytest.raises(TargetError, match="cannot be reached"):
+        shrink(chain, targets={"macs": 0.01}, min_channels=4, output=chain.with_name("o.onnx"))
+    assert files(chain.parent) == {"chain.onnx"}
+
+
+def test_round_to_auto_keeps_eights(tmp_path: Path) -> None:
+    made, report = shrink(conv_chain((3, 64, 20)), ratio=0.3, round_to="auto")
+    assert array(made, "w0").shape == (48, 3, 3, 3)
+    assert array(made, "w1").shape == (16, 48, 3, 3)
+    assert report.recipe["options"]["round_to"] == "auto"  # type: ignore[index]  # JSON
+
+
+def test_aggregate_changes_which_channels_stay() -> None:
+    """Filter 0 has one large weight, filter 1 many small ones."""
+    w = np.full((4, 3, 3, 3), 1.0, np.float32)
+    w[0], w[1] = 0, 0.2
+    w[0, 0, 0, 0] = 4
+    rng = np.random.default_rng(0)
+    text = "g (float[1,3,8,8] x) => (float[1,2,4,4] y) {h = Conv(x, w) r = Relu(h) y = Conv(r, v)}"
+    kept = {}
+    for name in ("sum", "max"):
+        model = parsed(text, w=w, v=rng.standard_normal((2, 4, 3, 3)).astype(np.float32))
+        made, report = shrink(
+            model, ratio=0.25, importance="l1", aggregate=name, ignore="y", verify="none"
+        )
+        kept[name] = array(made, "w")
+        assert report.recipe["options"]["aggregate"] == name  # type: ignore[index]  # JSON
+    assert kept["sum"].shape == (3, 3, 3, 3)
+
+
+def top1(model: Model) -> float:
+    with np.load(MODELS / "fashion_test.npz") as stored:
+        images, labels = stored["input"], stored["labels"]
+    ran = session(model)
+    made = [ran.run({"input": images[at : at + 500]})["logits"] for at in range(0, 2000, 500)]
+    return float((np.concatenate(made).argmax(1) == labels).mean())
+
+
+@pytest.mark.slow
+def test_half_of_the_channels_of_a_trained_network_cost_little_after_a_refit() -> None:
+    data = MODELS / "fashion_calib.npz"
+    made, report = shrink(RESNET, ratio=0.5, data=data)
+    assert report.importance == "obs"
+    assert report.verdict.twin is not None
+    assert report.verdict.twin.passed
+    assert report.verdict.twin.max_rel < 1e-5
+    assert len(report.restored) == 15
+    assert all(one.after < one.before for one in report.restored)
+    plain, _ = shrink(RESNET, ratio=0.5, data=data, restore="none", importance="obs")
+    assert top1(made) >= 0.90
+    assert top1(plain) < 0.60
+
+
+@pytest.mark.slow
+def test_a_network_of_constants_in_nodes_runs_through_on_random_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (16, 3, 48, 192)).astype(np.float32)
+    data = Data([{"x": x[:6]}, {"x": x[6:12]}, {"x": x[12:]}], "images", random=False, samples=16)
+    path = MODELS / "paddleocr_cls.onnx"
+    plain, before = shrink(path, ratio=0.3, data=data, importance="l1", restore="none")
+    made, after = shrink(path, ratio=0.3, data=data, importance="l1", output=tmp_path / "o.onnx")
+    assert after.verdict.status == "passed"
+    assert drifted(after) < drifted(before)
+    assert len(plain.proto.graph.node) == len(made.proto.graph.node)
+    assert sum(one.ridge is not None for one in after.restored) > 40
