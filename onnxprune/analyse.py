@@ -80,14 +80,19 @@ def analyse_graph(
     notes: list[str] = []
     for _ in range(_MOST_REPAIRS):
         tracer.settle(added)
-        found = Grouping(tracer).result(tuple(notes))
+        found = Grouping(tracer).result(_once(notes))
         repairs = _repairs(found, tracer, seen, notes)
         if not repairs:
             return found
         added += repairs
     # Nothing that keeps misfitting may be cut.
     tracer.settle([*added, *(_freeze_all(found, tracer))])
-    return Grouping(tracer).result(tuple(notes))
+    return Grouping(tracer).result(_once(notes))
+
+
+def _once(notes: Sequence[str]) -> tuple[str, ...]:
+    """Every note once, in order: several trials and rounds may find the same."""
+    return tuple(dict.fromkeys(notes))
 
 
 def _repairs(

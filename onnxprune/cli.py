@@ -73,6 +73,7 @@ class Restoring(StrEnum):
 
     auto = "auto"
     none = "none"
+    bias = "bias"
     refit = "refit"
 
 
@@ -299,7 +300,7 @@ def shrink(
         typer.Option(
             "--target",
             metavar="COST=SHARE",
-            help="Leave this share of macs, params or bytes, e.g. macs=0.5; repeatable.",
+            help="Leave this share of macs, params, bytes or latency, e.g. macs=0.5; repeatable.",
         ),
     ] = None,
     recipe: Annotated[
@@ -385,8 +386,8 @@ def shrink(
         Restoring,
         typer.Option(
             "--restore",
-            help="Give accuracy back without training: refit every layer to --data (auto does "
-            "where data is given).",
+            help="Give accuracy back without training: refit every layer to --data, or fold the "
+            "mean of what was dropped into biases; auto takes what the data allow.",
         ),
     ] = Restoring.auto,
     verify: Annotated[
@@ -671,6 +672,15 @@ def compare(
         Path, typer.Argument(metavar="B", help="The .onnx file to compare.", show_default=False)
     ],
     *,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time both models in ONNX Runtime, in turn.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", parser=_whole(0), metavar="N", help="For --latency; 0: all usable cores."
+        ),
+    ] = 1,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -689,6 +699,8 @@ def compare(
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,
+            latency=latency,
+            threads=threads or None,
             progress=progress,
         )
     with printing():
@@ -699,7 +711,7 @@ def compare(
         elif not quiet:
             from onnxprune.report.tables import compare_report
 
-            show(compare_report(report))
+            show(compare_report(report, verbose=verbose))
 
 
 @app.command(cls=_Command, short_help="Print a JSON Schema.")

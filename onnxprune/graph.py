@@ -7,12 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import onnx
-from onnx import helper
 
 from onnxprune.io import Model, Weight
-from onnxprune.types import AnyArray
 
 # Bodies that may read tensors of the graph around them.
 _GRAPH = onnx.AttributeProto.GRAPH
@@ -197,12 +194,3 @@ def since_version(op_type: str, domain: str, opsets: Mapping[str, int]) -> int:
         return int(onnx.defs.get_schema(op_type, version, domain).since_version)
     except onnx.defs.SchemaError:
         return 0
-
-
-def attribute_value(attribute: onnx.AttributeProto) -> AnyArray:
-    """The array that a Constant node's attribute holds."""
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
-    kind = np.float32 if attribute.name.startswith("value_float") else np.int64
-    return np.asarray(value, dtype=kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,16 +18,37 @@ from onnxprune.types import AnyArray
 
 
 class Patcher:
-    """Writes new values for shape inputs and keeps a record of them."""
+    """Writes new values for shape inputs and keeps a record of them.
+
+    Attributes:
+        patches: What ``write_patches`` will write, by node and input: several edits of one input
+            become one.
+        changes: What was written.
+    """
 
     def __init__(self, graph: Graph, emitter: Emitter, first: Survivors) -> None:
         self.graph = graph
         self.emitter = emitter
         self.first = first
+        self.patches: dict[tuple[int, int], Patch] = {}
         self.changes: list[Change] = []
 
-    def write_patch(self, patch: Patch) -> None:
-        """New values for a shape input: in place, or as a constant in its stead."""
+    def add_patch(self, patch: Patch) -> None:
+        """Note new values for a shape input, on top of those noted before."""
+        key = (patch.node.index, patch.position)
+        before = self.patches.get(key)
+        if before is not None:
+            literal = np.where(patch.mask, patch.literal, before.literal)
+            patch = replace(patch, literal=literal, mask=np.logical_or(patch.mask, before.mask))
+        self.patches[key] = patch
+
+    def write_patches(self) -> None:
+        """Write what was noted."""
+        for patch in self.patches.values():
+            self._write_patch(patch)
+
+    def _write_patch(self, patch: Patch) -> None:
+        """In place, or as a constant in its stead."""
         node, name = patch.node, patch.node.inputs[patch.position]
         constant = self.graph.constants.get(name)
         old = self.first.trace.env.values[name]

@@ -10,13 +10,16 @@ from pathlib import Path
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
+from onnxprune.compensate import compensated
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
+from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.latency import compare_timings, measure
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
@@ -41,7 +44,7 @@ from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.twin import masked_twin
-from onnxprune.types import Limits, Refitted, Report, Shape, Verdict
+from onnxprune.types import Latency, Limits, Refitted, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
@@ -94,8 +97,10 @@ def shrink(
             ``recipe``.
         lossless: Remove every channel that provably has no effect, and no other.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
-        targets: Instead of a ratio the share to be left of ``macs``, ``params`` or ``bytes``, by
-            name; of several the hardest binds.
+        targets: Instead of a ratio the share to be left of ``macs``, ``params``, ``bytes`` or
+            ``latency``, by name; of several the hardest binds. Latency is that of one thread of
+            ONNX Runtime on this machine: predicted, then measured, and ``round_to`` is then
+            ``auto`` unless it is more than 1.
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model,
             ``isomorphic`` of all groups of a kind. None: local for a ratio, isomorphic for targets.
         importance: How channels are ranked, as in ``score``. ``auto`` tries several rankings on
@@ -112,8 +117,9 @@ def shrink(
         max_loss: Most that a group may lose, in the measure of that file.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
-        restore: ``refit`` gives accuracy back from calibration data, layer by layer, without
-            training; ``auto`` does so where ``data`` is given; ``none`` leaves plain slices.
+        restore: How accuracy comes back without training: ``bias`` folds the mean of what was
+            dropped into its readers' biases and needs no data, ``refit`` fits every layer to
+            calibration data, ``auto`` takes the one or the other, ``none`` leaves plain slices.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -136,6 +142,7 @@ def shrink(
         UnsupportedModelError: Nothing in it can be pruned.
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
+        TargetError: A target is out of reach.
     """
     by_ratio = ratio is not None or sensitivity is not None
     if [by_ratio, bool(targets), lossless, recipe is not None].count(True) != 1:
@@ -167,34 +174,31 @@ def shrink(
         graph = _analyse(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
-        plan, method, why = asked.plan(graph, check.data, clock)
+        (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
         if not surgery.removed:
             _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
-        restoring = asked.restoring(check.data) and bool(surgery.removed)
-        if given is not None and given.options.restore == "refit" and not restoring:
+        restoring = asked.restoring(check.data) if surgery.removed else "none"
+        if given is not None and given.options.restore == "refit" and restoring != "refit":
             _log.warning(
-                "the recipe's weights were refitted to data, these are plain slices: "
+                "the recipe's weights were refitted to data, these are not: "
                 "give data to refit them again"
             )
-        level = "twin" if restoring and check.level == "full" else check.level
+        level = "twin" if restoring != "none" and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
         )
         layers: tuple[Refitted, ...] = ()
-        if restoring:
-            assert check.data is not None
+        if restoring != "none":
             with clock.stage("restore"):
-                made, layers, changed = refit(
-                    plan, surgery.model, check.data, seed=seed, heard=clock.step
-                )
-            restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
-            surgery = replace(surgery, model=made, restored=restored)
-            verdict = _measured(graph, made, verdict, check, clock)
+                surgery, layers = _restored(plan, surgery, restoring, check, clock)
+            verdict = _measured(graph, surgery.model, verdict, check, clock)
         made, written = _with_recipe(surgery, original, asked.options(method, restoring))
         before, after = stats(graph), stats_after(graph, made, plan.keep)
+        for said in warnings(before, after):
+            _log.warning("%s", said)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
@@ -224,6 +228,7 @@ def shrink(
         recipe={} if written is None else written.as_json(),
         restored=layers,
         written=tuple(files),
+        latency=times,
     )
 
 
@@ -342,16 +347,29 @@ def _verify(
     return verdict
 
 
+def _restored(
+    plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock
+) -> tuple[Surgery, tuple[Refitted, ...]]:
+    """The surgery with what was lost made up for, and what refitting did to each layer."""
+    if how == "bias":
+        return operate(compensated(plan)), ()
+    assert check.data is not None
+    made, layers, changed = refit(
+        plan, surgery.model, check.data, seed=check.seed, heard=clock.step
+    )
+    restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
+    return replace(surgery, model=made, restored=restored), layers
+
+
 def _measured(
     graph: DependencyGraph, made: Model, proved: Verdict, check: Check, clock: Clock
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
-    if check.level != "full" or check.data is None:
+    if check.level != "full":
         return proved
+    data = check.data if check.data is not None else made_up_data(graph, check.seed)
     with clock.stage("verify"):
-        found = run_checks(
-            graph.graph.source, made, twin=None, data=check.data, limits=check.limits
-        )
+        found = run_checks(graph.graph.source, made, twin=None, data=data, limits=check.limits)
     if found.status == "failed":
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
@@ -415,6 +433,8 @@ def compare(
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
+    latency: bool = False,
+    threads: int | None = 1,
     progress: Progress | None = None,
 ) -> Report:
     """How far the outputs of ``second`` lie from those of ``first``, and what each costs.
@@ -425,6 +445,8 @@ def compare(
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
         seed: For random inputs.
+        latency: Also time both models, in turn.
+        threads: For that; None takes one for each usable core.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -442,6 +464,7 @@ def compare(
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
         other = _analyse(after, graph.stand_ins, Mode(), clock)
+        timed = _latency(before, after, fed, threads) if latency else None
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
@@ -457,7 +480,14 @@ def compare(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
+        latency=timed,
     )
+
+
+def _latency(first: Model, second: Model, data: Data, threads: int | None) -> Latency:
+    old, new = measure([first, second], data.batches[0], threads=threads)
+    value, low, high = compare_timings(old, new)
+    return Latency(old.seconds, new.seconds, value, low, high, new.runs, threads)
 
 
 def _check_interfaces(first: Model, second: Model) -> None:

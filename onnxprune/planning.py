@@ -24,6 +24,7 @@ from onnxprune.types import AnyArray, Float64Array
 
 _log = logging.getLogger(__name__)
 _JUDGED_ON = 64  # samples that plans are compared on
+_FITTED = 0.75  # share of the data that plans are refitted to, to be compared on the rest
 _ROUNDING = 1e-9  # of an output's square: less of variation is noise
 _MEASURED = ", groups measured"  # after the method of a ranking that compares across groups
 _ALONE = 0.25  # share of a group that goes to see what the group is worth
@@ -95,7 +96,7 @@ class Planner:
         found = aim(
             self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
         )
-        if not found.reached:
+        if not found.reached and self.latency is None:  # what is measured is judged afterwards
             _log.warning(
                 "no cut comes nearer to the target than %s",
                 ", ".join(f"{name}={share:.3f}" for name, share in found.left.items()),
@@ -183,15 +184,16 @@ class Planner:
     def best_restored(self, seed: int) -> tuple[PruningPlan, str, str]:
         """The plan to be refitted afterwards: by the cost after the refit.
 
-        For targets the groups may give unequally; whether they should is tried on a few samples.
+        For targets the groups may give unequally; whether they should is tried.
         """
         assert self.data is not None
         values = score(self.graph, "obs", data=self.data, seed=seed)
         if not self.wish.targets or self.wish.scope is not None:
             return self.plan(values), "obs", "least error after refitting to your data"
-        fitted = _some(self.data) or self.data
         # What a refit has seen it can learn by heart: that says nothing about other samples.
-        judge = Judge(self.graph, _some(self.data, past=len(fitted.batches)) or fitted)
+        fitted = _some(self.data, most=round(_FITTED * self.data.samples)) or self.data
+        unseen = _some(self.data, past=len(fitted.batches), most=self.data.samples)
+        judge = Judge(self.graph, unseen or fitted)
         tried = []
         beyond: TargetError | None = None
         for scope, ranked in (("local", values), ("global", judge.weighed(values))):
@@ -261,14 +263,14 @@ class Judge:
         return Importance(by_group, values.method + _MEASURED, values.why)
 
 
-def _some(data: Data, past: int = 0) -> Data | None:
-    """A few samples of the data, behind some batches; None where there are no more."""
+def _some(data: Data, past: int = 0, most: int = _JUDGED_ON) -> Data | None:
+    """The first samples of the data behind some batches; None where there are no more."""
     batches = []
     samples = 0
     for batch in islice(data.batches, past, None):
         batches.append(batch)
         samples += next((array.shape[0] for array in batch.values() if array.ndim), 1)
-        if samples >= _JUDGED_ON:
+        if samples >= most:
             break
     return replace(data, batches=tuple(batches), samples=samples) if batches else None
 

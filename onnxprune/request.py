@@ -15,13 +15,14 @@ from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
+from onnxprune.latency_target import LatencyTarget
 from onnxprune.lossless import lossless_plan
 from onnxprune.planning import Planner, Wish
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
 from onnxprune.score import Scorer, score
 from onnxprune.select import PruningPlan
-from onnxprune.types import Limits, Shape
+from onnxprune.types import Latency, Limits, Shape
 
 AnyModel = Model | onnx.ModelProto | bytes | str | Path
 
@@ -71,6 +72,14 @@ class Request:
         return self.input_shapes if self.recipe is None else self.recipe.options.input_shape
 
     @property
+    def rounding(self) -> int | str:
+        """``round_to``; where latency is a target and nothing is asked for, what suits hardware.
+
+        With odd widths a smaller model is often a slower one.
+        """
+        return "auto" if "latency" in self.targets and self.round_to == 1 else self.round_to
+
+    @property
     def exactly(self) -> bool:
         """Whether the result must equal the original itself."""
         return self.lossless if self.recipe is None else self.recipe.options.lossless
@@ -82,10 +91,32 @@ class Request:
             return Mode(self.attention, self.allow_norm)
         return Mode(self.recipe.options.attention, self.recipe.options.allow_norm)
 
-    def plan(
+    def timed_plan(
         self, graph: DependencyGraph, data: Data | None, clock: Clock
+    ) -> tuple[tuple[PruningPlan, str, str], Latency | None]:
+        """What ``plan`` gives, and its measured times where latency is a target.
+
+        Raises:
+            TargetError: A target is out of reach.
+            VerificationError: Latency is a target, and ONNX Runtime cannot run the model.
+        """
+        if "latency" not in self.targets:
+            return self.plan(graph, data, clock), None
+        with clock.stage("time"):
+            timer = LatencyTarget.of(graph, data, self.seed)
+        return timer.confirmed(
+            self.targets["latency"], lambda: self.plan(graph, data, clock, timer)
+        )
+
+    def plan(
+        self,
+        graph: DependencyGraph,
+        data: Data | None,
+        clock: Clock,
+        timer: LatencyTarget | None = None,
     ) -> tuple[PruningPlan, str, str]:
         """The plan, the method that ranked, and why that one."""
+        latency = None if timer is None else timer.left
         if self.recipe is not None:
             options = self.recipe.options
             method = LOSSLESS if options.lossless else options.importance
@@ -98,8 +129,9 @@ class Request:
         calibrating = self.importance == "auto" and data is not None and not data.random
         if calibrating and self.allowance is None:
             with clock.stage("score"):
-                planner = Planner(graph, self._wish(graph, None), data, self.aggregate)
-                best = planner.best_restored if self.restoring(data) else planner.best
+                planner = Planner(graph, self._wish(graph, None), data, self.aggregate, latency)
+                refitted = self.restoring(data) == "refit"
+                best = planner.best_restored if refitted else planner.best
                 return best(self.seed)
         with clock.stage("score"):
             values = score(
@@ -109,7 +141,7 @@ class Request:
         if self.allowance is not None:
             allowed = self.allowance.ratios(graph, values.method, self.ratio)
         with clock.stage("select"):
-            plan = Planner(graph, self._wish(graph, allowed), data).plan(values)
+            plan = Planner(graph, self._wish(graph, allowed), data, latency=latency).plan(values)
         return plan, values.method, values.why
 
     def _wish(self, graph: DependencyGraph, allowed: Mapping[int, float] | None) -> Wish:
@@ -117,7 +149,7 @@ class Request:
             ratio=self.ratio or 0.0,
             targets=self.targets,
             scope=self.scope,
-            round_to=steps(graph) if isinstance(self.round_to, str) else self.round_to,
+            round_to=steps(graph) if isinstance(self.rounding, str) else self.rounding,
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -126,28 +158,32 @@ class Request:
             group_ratios=allowed,
         )
 
-    def restoring(self, data: Data | None) -> bool:
-        """Whether the result is refitted to calibration data."""
-        if data is None or data.random or self.exactly or self.restore == "none":
-            return False
-        if self.recipe is not None and self.restore == "auto":
-            return self.recipe.options.restore == "refit"
-        return True
+    def restoring(self, data: Data | None) -> str:
+        """How the result is restored: ``none``, ``bias`` or ``refit``."""
+        given = data is not None and not data.random
+        if self.exactly:
+            return "none"
+        asked = self.restore
+        if asked == "auto" and self.recipe is not None:
+            asked = self.recipe.options.restore
+            return "none" if asked == "refit" and not given else asked
+        if asked == "auto":
+            return "refit" if given else "bias"
+        return asked
 
-    def options(self, method: str, restored: bool) -> Options:
+    def options(self, method: str, restored: str) -> Options:
         """Options as a recipe keeps them, with the importance that was taken."""
         if self.recipe is not None:
-            taken = "refit" if restored else "none"
-            return self.recipe.options.model_copy(update={"restore": taken})
+            return self.recipe.options.model_copy(update={"restore": restored})
         return Options(
-            restore="refit" if restored else "none",
+            restore=restored,  # type: ignore[arg-type]  # one of the three
             ratio=self.ratio,
             targets=dict(self.targets),
             scope=self.scope or ("isomorphic" if self.targets else "local"),  # type: ignore[arg-type]  # select checked it
             aggregate=self.aggregate,  # type: ignore[arg-type]  # score checked it
             lossless=self.lossless,
             importance="auto" if self.lossless else method,
-            round_to=self.round_to,  # type: ignore[arg-type]  # checked on the way in
+            round_to=self.rounding,  # type: ignore[arg-type]  # checked on the way in
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -207,8 +243,8 @@ def check_allowance(sensitivity: object, max_loss: float | None, scope: str | No
 
 def check_restore(restore: str, data: object) -> None:
     """Refuse a way to restore that does not exist, or lacks what it needs."""
-    if restore not in ("auto", "none", "refit"):
-        raise UsageError(f"restore is '{restore}'", hint="give auto, none or refit")
+    if restore not in ("auto", "none", "bias", "refit"):
+        raise UsageError(f"restore is '{restore}'", hint="give auto, none, bias or refit")
     if restore == "refit" and data is None:
         raise UsageError("restore refit needs calibration data", hint="--data FILE.npz")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from onnxprune.absorb import Absorber
 from onnxprune.emit import ConstantEdit, Emitter
@@ -107,9 +108,10 @@ class _Surgeon:
         if found.misfits:
             raise InvariantError(f"a shape at '{found.misfits[0].where}' cannot be written")
         for patch in found.patches:
-            self.writer.write_patch(patch)
-        for ranges in found.ranges:
-            self.writer.write_ranges(ranges)
+            self.writer.add_patch(patch)
+        for _, ranges in groupby(found.ranges, key=lambda each: each.node.index):
+            self.writer.write_ranges(list(ranges))
+        self.writer.write_patches()
         for run in self.tracer.runs.values():
             self.writer.write_run(run)
         for node in self.graph.nodes:

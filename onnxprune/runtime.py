@@ -7,12 +7,15 @@ One kind of error, nothing on stdout or stderr, and tensors that numpy itself do
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -48,6 +51,8 @@ _ELEMENT_TYPE = {
 UNPROVED = "shrink --verify none writes the result without a proof"
 _FATAL = 4  # ONNX Runtime's log severity that lets only fatal errors through.
 _LONGEST_REASON = 400
+_KERNEL = "_kernel_time"  # how a profile marks the event that is a kernel's own time
+_WARM_UP = 2
 
 
 class RuntimeUnavailable(VerificationError):  # noqa: N818  (a condition, named as the others speak of it)
@@ -117,6 +122,10 @@ def session(model: Model, *, optimise: bool = True, threads: int | None = None) 
     Raises:
         RuntimeUnavailable: The runtime cannot load the model.
     """
+    return _load(model, _options(optimise, threads))
+
+
+def _options(optimise: bool, threads: int | None) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(_FATAL)
@@ -128,6 +137,12 @@ def session(model: Model, *, optimise: bool = True, threads: int | None = None) 
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
+    return options
+
+
+def _load(model: Model, options: onnxruntime.SessionOptions) -> Session:
+    import onnxruntime
+
     with _one_line("ONNX Runtime cannot load the model"), runnable(model) as source:
         raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     inputs = {value.name: _numpy_type(value.type) for value in raw.get_inputs()}
@@ -151,6 +166,103 @@ def accepts(model: Model, feeds: Mapping[str, AnyArray]) -> str | None:
     except RuntimeUnavailable as error:
         return error.reason
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One node of the graph that the runtime made of a model, and how long it takes.
+
+    Attributes:
+        name: Its name there; a node in the blocked layout is named after the tensor it makes.
+        op_type: Its operator.
+        inputs: The tensors it reads, by the names of the optimised graph.
+        outputs: The tensors it makes, likewise.
+        shape: Shape of its first output, channels rounded up where its layout is blocked.
+        seconds: Mean of the faster half of the runs: what slows a run down is other programs.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    seconds: float
+
+
+def profile(
+    model: Model,
+    feeds: Mapping[str, AnyArray],
+    *,
+    runs: int,
+    threads: int | None = None,
+    tensors: bool = True,
+    between: Callable[[], object] | None = None,
+) -> tuple[Kernel, ...]:
+    """Time every kernel of the optimised model, in the order they run.
+
+    Args:
+        model: What to run.
+        feeds: An array for every input.
+        runs: Runs to time, after two that are not.
+        threads: As in ``session``.
+        tensors: Also say what each kernel reads and makes, for which the optimised model is
+            written out once.
+        between: Called before every run.
+
+    Raises:
+        RuntimeUnavailable: The runtime cannot load or run the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(True, threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        optimised = Path(folder) / "optimised.onnx"
+        if tensors:
+            options.optimized_model_filepath = str(optimised)
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "weights.bin"
+            )
+        loaded = _load(_named(model) if tensors else model, options)
+        for _ in range(_WARM_UP + runs):
+            if between is not None:
+                between()
+            loaded.run(feeds)
+        events = json.loads(Path(loaded._raw.end_profiling()).read_text("utf-8"))
+        nodes = onnx.load(optimised, load_external_data=False).graph.node if tensors else ()
+    named = {node.name: node for node in nodes}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            found.setdefault(event["name"].removesuffix(_KERNEL), []).append(event)
+    return tuple(
+        _kernel(name, of_one, named.get(name), _WARM_UP * len(of_one) // (_WARM_UP + runs))
+        for name, of_one in found.items()
+    )
+
+
+def _named(model: Model) -> Model:
+    """The model with a name of its own for each node, without which a profile tells none apart."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for node in proto.graph.node:
+        node.name = next((name for name in node.output if name), node.name)
+    return Model(proto, model.directory, model.deferred)
+
+
+def _kernel(
+    name: str, events: Sequence[dict[str, Any]], node: onnx.NodeProto | None, skip: int
+) -> Kernel:
+    spent = sorted(event["dur"] for event in events[skip:])
+    half = spent[: (len(spent) + 1) // 2]
+    shapes = events[0]["args"].get("output_type_shape") or [{}]
+    return Kernel(
+        name=name,
+        op_type=str(events[0]["args"]["op_name"]),
+        inputs=tuple(node.input) if node is not None else (),
+        outputs=tuple(node.output) if node is not None else (),
+        shape=tuple(next(iter(shapes[0].values()), ())),
+        seconds=sum(half) / len(half) * 1e-6,
+    )
 
 
 def cannot_run(error: RuntimeUnavailable, model: Model, *, hint: str = "") -> VerificationError:

@@ -25,6 +25,7 @@ METHODS = (*FROM_WEIGHTS, *FROM_DATA)
 COMPARABLE = ("lamp", "obs")
 Scorer = Callable[[ChannelGroup, DependencyGraph], AnyArray]
 
+_SLIMMED = 0.2  # share of BatchNormalization scales next to nothing that no plain training leaves
 _log = logging.getLogger(__name__)
 
 
@@ -130,13 +131,26 @@ def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
     groups = [group for group in graph.prunable if group.producers]
     scaled = [group for group in groups if any(map(is_bn_scale, group.parameters))]
     if groups and len(scaled) == len(groups):
-        return "bn_scale", "every group has BatchNormalization scales"
+        small = _share_of_small_scales(graph, groups)
+        if small >= _SLIMMED:
+            return (
+                "bn_scale",
+                f"{100 * small:.0f} % of the BatchNormalization scales are next to nothing",
+            )
+        return "l2", "the BatchNormalization scales were not trained to be sparse: using l2"
     if scaled:
         bare = len(groups) - len(scaled)
         return "l1", f"{bare} of {len(groups)} groups have no BatchNormalization: using l1"
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
         return "l1", "BatchNormalization was folded by the exporter, or never there: using l1"
     return "l1", "the model has no BatchNormalization: using l1"
+
+
+def _share_of_small_scales(graph: DependencyGraph, groups: Sequence[ChannelGroup]) -> float:
+    """Share of the scales below a hundredth of the largest, as Network Slimming leaves them."""
+    names = {axis.tensor for group in groups for axis in group.parameters if is_bn_scale(axis)}
+    scales = np.concatenate([np.abs(real_values(graph, name)).reshape(-1) for name in names])
+    return float(np.mean(scales < 0.01 * scales.max()))
 
 
 def _asked(method: Scorer, name: str, group: ChannelGroup, graph: DependencyGraph) -> Float64Array:

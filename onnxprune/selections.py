@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import helper
@@ -12,21 +12,23 @@ from onnxprune.graph import Node
 from onnxprune.patches import Patcher, drop_attribute, set_ints
 from onnxprune.record import Change
 from onnxprune.runs import Run
-from onnxprune.shapefix import Patch, Ranges
+from onnxprune.shapefix import Patch, Ranges, slice_axes
+from onnxprune.types import IntArray
 
 
 class SelectionWriter(Patcher):
     """Writes the selections of one surgery."""
 
-    def write_ranges(self, ranges: Ranges) -> None:
-        """One Slice, Split or Gather along a cut axis."""
-        match ranges.node.op_type:
+    def write_ranges(self, found: Sequence[Ranges]) -> None:
+        """One Slice, Split or Gather: only a Slice can have several axes that are cut."""
+        node = found[0].node
+        match node.op_type:
             case "Split":
-                self._split(ranges)
+                self._split(found[0])
             case "Slice":
-                self._slice(ranges)
+                self._slice(node, found)
             case _:
-                self._gather(ranges)
+                self._gather(found[0])
 
     def _split(self, ranges: Ranges) -> None:
         node, sizes = ranges.node, [int(indices.size) for indices in ranges.indices]
@@ -50,67 +52,59 @@ class SelectionWriter(Patcher):
             drop_attribute(proto, "num_outputs")
             self.changes.append(Change({"node": node.key, "input": 1}, None, sizes))
 
-    def _slice(self, ranges: Ranges) -> None:
-        node, indices = ranges.node, ranges.indices[0]
-        axes = self._slice_axes(node)
-        rank = len(self.first.trace.env.shape(node.inputs[0]) or ())
-        at = [axis % rank for axis in axes].index(ranges.axis)
-        extent = (self.first.shape(node.inputs[0]) or ())[ranges.axis]
-        start, stop, step = self._slice_values(node, at)
-        if np.array_equal(np.arange(extent)[moves.as_slice(start, stop, step)], indices):
-            return
-        contiguous = indices.size > 0 and bool((np.diff(indices) == 1).all())
-        if contiguous:
-            self._set_slice(node, at, int(indices[0]), int(indices[-1]) + 1, 1)
-            return
-        # Not a range any more: take everything here and pick behind the node.
-        self._set_slice(node, at, 0, extent, 1)
-        proto = self.emitter.node(node)
-        inner = self.emitter.fresh(f"{node.key}_all")
-        final = proto.output[0]
-        proto.output[0] = inner
-        picked = self.emitter.literal(f"{node.key}_picked", np.asarray(indices, np.int64))
-        self.emitter.after(
-            node, helper.make_node("Gather", [inner, picked], [final], axis=ranges.axis)
-        )
-
-    def _slice_axes(self, node: Node) -> Sequence[int]:
-        values = self.first.trace.env.values
-        if len(node.inputs) > 3 and node.inputs[3]:
-            return [int(v) for v in values[node.inputs[3]]]
-        attribute = node.ints("axes")
-        if attribute is not None:
-            return attribute
-        starts = node.ints("starts")
-        count = len(starts) if starts is not None else values[node.inputs[1]].size
-        return range(count)
-
-    def _slice_values(self, node: Node, at: int) -> tuple[int, int, int]:
-        values = self.first.trace.env.values
-        starts, ends = node.ints("starts"), node.ints("ends")
-        if starts is not None and ends is not None:
-            return starts[at], ends[at], 1
-        steps = values[node.inputs[4]] if len(node.inputs) > 4 and node.inputs[4] else None
-        step = 1 if steps is None else int(steps[at])
-        return int(values[node.inputs[1]][at]), int(values[node.inputs[2]][at]), step
-
-    def _set_slice(self, node: Node, at: int, start: int, stop: int, step: int) -> None:
-        if node.ints("starts") is not None:
-            for name, value in (("starts", start), ("ends", stop)):
-                old = list(node.ints(name) or ())
-                new = [value if n == at else v for n, v in enumerate(old)]
-                set_ints(self.emitter.node(node), name, new)
-                self.changes.append(Change({"node": node.key, "attribute": name}, old, new))
-            return
-        for position, value in ((1, start), (2, stop), (4, step)):
-            if position >= len(node.inputs) or not node.inputs[position]:
+    def _slice(self, node: Node, cut: Sequence[Ranges]) -> None:
+        axes = slice_axes(node, self.first.trace.env)
+        written: dict[int, tuple[int, int, int]] = {}
+        picked: list[tuple[int, IntArray]] = []
+        for ranges in cut:
+            if ranges.holds:
                 continue
-            old_value = self.first.trace.env.values[node.inputs[position]]
-            mask = np.zeros(old_value.shape, np.bool_)
-            mask.reshape(-1)[at] = True
-            literal = np.where(mask, value, 0).astype(old_value.dtype)
-            if old_value.reshape(-1)[at] != value:
-                self.write_patch(Patch(node, position, literal, mask))
+            indices, at = ranges.indices[0], axes.index(ranges.axis)
+            if indices.size > 0 and bool((np.diff(indices) == 1).all()):
+                written[at] = (int(indices[0]), int(indices[-1]) + 1, 1)
+            else:  # not a range any more: take everything here and pick behind the node
+                extent = (self.first.shape(node.inputs[0]) or ())[ranges.axis]
+                written[at] = (0, extent, 1)
+                picked.append((ranges.axis, indices))
+        self._set_slice(node, written)
+        self._pick_behind(node, picked)
+
+    def _pick_behind(self, node: Node, picked: Sequence[tuple[int, IntArray]]) -> None:
+        """Gathers between a Slice and whoever reads it, one for each axis."""
+        if not picked:
+            return
+        proto = self.emitter.node(node)
+        final = proto.output[0]
+        made = proto.output[0] = self.emitter.fresh(f"{node.key}_all")
+        for number, (axis, indices) in enumerate(picked, 1):
+            last = number == len(picked)
+            result = final if last else self.emitter.fresh(f"{node.key}_axis{axis}")
+            literal = self.emitter.literal(f"{node.key}_picked", np.asarray(indices, np.int64))
+            gather = helper.make_node("Gather", [made, literal], [result], axis=axis)
+            self.emitter.after(node, gather)
+            made = result
+
+    def _set_slice(self, node: Node, written: Mapping[int, tuple[int, int, int]]) -> None:
+        """New start, stop and step by position in the node's list of axes; the rest stays."""
+        for position, name in ((1, "starts"), (2, "ends"), (4, "steps")):
+            which = min(position - 1, 2)
+            had = node.ints(name)
+            given = node.inputs[position] if position < len(node.inputs) else ""
+            if not given and had is None:
+                continue
+            old = np.asarray(self.first.trace.env.values[given] if given else had)
+            literal, mask = np.zeros_like(old), np.zeros(old.shape, np.bool_)
+            for at, values in written.items():
+                if old[at] != values[which] or given in self.first.trace.env.dynamic:
+                    literal[at], mask[at] = values[which], True
+            if not mask.any():
+                continue
+            if given:
+                self.add_patch(Patch(node, position, literal, mask))
+                continue
+            new = np.where(mask, literal, old)
+            set_ints(self.emitter.node(node), name, new.tolist())
+            self.changed({"node": node.key, "attribute": name}, old, new)
 
     def _gather(self, ranges: Ranges) -> None:
         node, indices = ranges.node, ranges.indices[0]
@@ -124,6 +118,7 @@ class SelectionWriter(Patcher):
             self.replace_constant(name, new)
             self.changed({"tensor": name}, old, new)
         else:
+            self.patches.pop((node.index, 1), None)
             self.emitter.node(node).input[1] = self.emitter.literal(f"{node.key}_indices", new)
             what = {"node": node.key, "input": 1}
             self.changes.append(Change(what, old.tolist(), new.tolist()))

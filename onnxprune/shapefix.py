@@ -9,7 +9,7 @@ an element that is wrong becomes a literal where the needed number does not depe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
 
 # What these make is data of a shape that its use knows nothing of: it keeps shape and value.
 _PINNED = {"ConstantOfShape", "Range", "Expand", "Tile"}
+_NOT_COMPUTABLE = -(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,13 @@ class Ranges:
     Attributes:
         axis: The axis.
         indices: For each output, positions among the survivors.
+        holds: What the graph says or computes already takes them.
     """
 
     node: Node
     axis: int
     indices: tuple[IntArray, ...]
+    holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class _Finder:
                 continue
             if not self.survivors[0].cut(node.inputs[0]):
                 continue
-            found = [list(self._taken(node, survivors)) for survivors in self.survivors]
+            found = [list(self._taken(node, number)) for number in range(len(self.survivors))]
             for several in zip(*found, strict=True):
                 first = several[0]
                 same = all(
@@ -118,9 +121,11 @@ class _Finder:
                 )
                 fields = self.survivors[0].trace.fields[node.inputs[0]]
                 blame = np.concatenate([f.reshape(-1) for f in fields])
-                yield first if same else Misfit((blame,), node.label)
+                holds = all(other.holds for other in several)
+                yield replace(first, holds=holds) if same else Misfit((blame,), node.label)
 
-    def _taken(self, node: Node, survivors: Survivors) -> Iterator[Ranges]:
+    def _taken(self, node: Node, number: int) -> Iterator[Ranges]:
+        survivors = self.survivors[number]
         view = movement_view(node, survivors.trace.env)
         entry = self.tracer.entries[node.index]
         if view is None or entry is None or entry.move is None:
@@ -131,8 +136,23 @@ class _Finder:
             alive = survivors.alive(node.inputs[0], axis)
             if alive is not None:
                 table = _table_axis(node, axis, survivors)
-                indices = (moves.renumber(t.indices, alive, table) for t in takes if t.axis == axis)
-                yield Ranges(node, axis, tuple(indices))
+                here = [take for take in takes if take.axis == axis]
+                indices = tuple(moves.renumber(take.indices, alive, table) for take in here)
+                holds = node.op_type == "Slice" and self._slices(node, axis, indices[0], number)
+                yield Ranges(node, axis, indices, holds)
+
+    def _slices(self, node: Node, axis: int, indices: IntArray, number: int) -> bool:
+        """Whether a Slice takes certain positions along an axis after the cut, as it stands."""
+        at = slice_axes(node, self.envs[number]).index(axis)
+        bounds = []
+        for position, name in ((1, "starts"), (2, "ends"), (4, "steps")):
+            given = node.inputs[position] if position < len(node.inputs) else ""
+            had = self._computed(given, number) if given else node.ints(name)
+            bounds.append(1 if had is None else int(had[at]))
+        if _NOT_COMPUTABLE in bounds:
+            return False
+        extent = (self.survivors[number].shape(node.inputs[0]) or ())[axis]
+        return np.array_equal(np.arange(extent)[moves.as_slice(*bounds)], indices)
 
     def patches(self) -> Iterator[Patch | Misfit]:
         for node in self.graph.nodes:
@@ -176,11 +196,12 @@ class _Finder:
     def _shape_input(self, node: Node, position: int, name: str) -> Iterator[Patch | Misfit]:
         needed, old = [], []
         for number, survivors in enumerate(self.survivors):
-            wanted = _needed(node, position, survivors)
+            computed = np.asarray(self._computed(name, number))
+            wanted = _needed(node, position, survivors, computed)
             if wanted is None:
                 return
             needed.append(wanted)
-            old.append(np.asarray(self._computed(name, number)))
+            old.append(computed)
         if all(_holds(node, o, n, s) for o, n, s in zip(old, needed, self.survivors, strict=True)):
             return
         yield self._patch(node, position, name, old, needed)
@@ -276,12 +297,24 @@ def _reevaluate(graph: Graph, survivors: Survivors, evaluator: Evaluator) -> Map
         results = evaluator.run(node, feeds)
         if results is None:
             # Not computable with the new shapes: no number can be right, so every use is patched.
-            results = [np.full_like(env.values[name], -(1 << 30)) for name in outputs]
+            results = [np.full_like(env.values[name], _NOT_COMPUTABLE) for name in outputs]
         values.update(zip(outputs, results, strict=False))
     return values
 
 
-def _needed(node: Node, position: int, survivors: Survivors) -> AnyArray | None:
+def slice_axes(node: Node, env: Environment) -> list[int]:
+    """Axes that a Slice names, counted from the front."""
+    starts, axes = node.ints("starts"), node.ints("axes")
+    if len(node.inputs) > 3 and node.inputs[3]:
+        axes = tuple(env.values[node.inputs[3]].tolist())
+    elif axes is None:
+        count = env.values[node.inputs[1]].size if starts is None else len(starts)
+        axes = tuple(range(count))
+    rank = len(env.shape(node.inputs[0]) or ())
+    return [axis % rank for axis in axes or ()]
+
+
+def _needed(node: Node, position: int, survivors: Survivors, computed: AnyArray) -> AnyArray | None:
     """Right values of a shape input after the cut, None where another repair writes it."""
     env = survivors.trace.env
     original = env.values[node.inputs[position]]
@@ -298,17 +331,15 @@ def _needed(node: Node, position: int, survivors: Survivors) -> AnyArray | None:
             if after is None:
                 return None
             return np.asarray(after if axes is None else [after[a] for a in axes], np.int64)
-        case "Slice" | "Split":
-            data = node.inputs[0]
-            touched = [a for dead in survivors.masks(data) for a in _axes(dead.mask)]
-            if touched and position in (1, 2):
-                return None  # Ranges writes it where the axis was cut
-            return original
+        case "Slice" if position != 3 and all(n in env.values for n in node.inputs[1:] if n):
+            # Along an axis that was cut Ranges says it.
+            alive = [survivors.alive(node.inputs[0], axis) for axis in slice_axes(node, env)]
+            cut = [positions is not None for positions in alive]
+            return np.where(cut, computed, original)
+        case "Split":
+            axis = node.int("axis", 0) % len(env.shape(node.inputs[0]) or (1,))
+            return None if survivors.alive(node.inputs[0], axis) is not None else original
     return original
-
-
-def _axes(mask: AnyArray) -> list[int]:
-    return [axis for axis, size in enumerate(mask.shape) if size > 1]
 
 
 def _expand_needed(original: AnyArray, after: Shape | None) -> AnyArray | None:

@@ -186,7 +186,9 @@ class _Walk:
                 continue
             found = inferred.get(name)
             if _concrete(found) is None:
-                found = self.observed.get(name) or self._declared(name) or found
+                # What the file says would not go with a size that was made up.
+                declared = None if guessed else self._declared(name)
+                found = self.observed.get(name) or declared or found
             elif guessed and node.op_type not in _END_SPACE:
                 self.env.assumed.add(name)
             if found is not None:

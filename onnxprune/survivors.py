@@ -144,7 +144,7 @@ class Survivors:
         targets = [shape or () for shape in view.out_shapes]
         after = [self.shape(output) or () if output else () for output in node.outputs]
         old, new = entry.move(view, source, targets), entry.move(view, new_source, after)
-        if old is None or new is None:
+        if old is None:
             return []
         found = []
         for position, output in enumerate(node.outputs):
@@ -152,8 +152,10 @@ class Survivors:
                 continue
             for f in self._labelled(name):
                 dead = fields.Dead(self._mask(f), self.cut_axis(f))
+                if not dead.mask.any():
+                    continue
                 after_axis = self.trace.cut_axis(moves.run(old[position], f, source))
-                if dead.mask.any() and not moves.survives(
+                if new is None or not moves.survives(
                     old[position], new[position], dead, (source, new_source), after_axis
                 ):
                     found.append(Misfit((f, *self._labelled(output)), node.label))

@@ -129,12 +129,32 @@ class Absorption:
 
 @dataclass(frozen=True, slots=True)
 class LayerStats:
-    """Cost of one node. ``macs``: one multiply-accumulate for each weight use, bias not counted."""
+    """Cost of one node.
+
+    Attributes:
+        node: Its label.
+        op_type: Its operator.
+        params: Elements of the constants it reads.
+        macs: One multiply-accumulate for each weight use, bias not counted.
+        moved_bytes: Bytes it reads and writes, weights included; 0 where it does not multiply.
+        inputs: Channels it reads, 0 where that is not known.
+        outputs: Channels it makes, likewise.
+        depthwise: It has filters of its own for each channel.
+    """
 
     node: str
     op_type: str
     params: int
     macs: int
+    moved_bytes: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    depthwise: bool = False
+
+    @property
+    def density(self) -> float:
+        """Multiply-accumulates for each byte moved: below a few, memory sets the pace."""
+        return self.macs / self.moved_bytes if self.moved_bytes else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +292,30 @@ class Refitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How long two models take, measured in turn in ONNX Runtime.
+
+    Attributes:
+        before: Median seconds of the first.
+        after: Median seconds of the second.
+        ratio: Median of second over first, round by round.
+        low, high: Interval of that median at 95 %.
+        runs: Rounds.
+        threads: Threads inside an operator; None is one for each usable core.
+        predicted: Seconds that were predicted for the second, None where nothing was.
+    """
+
+    before: float
+    after: float
+    ratio: float
+    low: float
+    high: float
+    runs: int
+    threads: int | None
+    predicted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
@@ -294,6 +338,7 @@ class Report:
         written: Every file that was written.
         restored: What refitting did to each layer, in execution order.
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
+        latency: Measured times, None where that was not asked for.
     """
 
     verb: str
@@ -314,3 +359,4 @@ class Report:
     written: tuple[Path, ...] = ()
     restored: tuple[Refitted, ...] = ()
     without_effect: int | None = None
+    latency: Latency | None = None

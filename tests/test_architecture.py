@@ -28,8 +28,9 @@ ORDER = tuple(
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
-    stepwise refit restore
-    alignment cost budget aim planning recipe
+    extents staircase latency
+    stepwise refit restore moments compensate
+    alignment cost density budget aim planning latency_target recipe
     drift verify
     gauges cluster jobs suffix sensitivity curves sweep
     report report.clock report.model report.ops report.build report.schemas report.tables

@@ -21,6 +21,7 @@ from onnxprune.report.ops import operator_table
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+_FIGURE = r"-?\d+(\.\d+)?(e-?\d+)?"
 
 
 def blocks(kind: str) -> list[str]:
@@ -46,7 +47,7 @@ def comparable(output: str) -> list[str]:
     output = re.sub(r"-?\b\d\.\d{4}\b", "#", output)
     lines = [re.sub(r"\s+", " ", line).strip() for line in output.splitlines()]
     return [
-        re.sub(r"-?\d+(\.\d+)?", "#", line) if re.search(r"drift|cosine", line) else line
+        re.sub(_FIGURE, "#", line) if re.search(r"drift|cosine|held-out", line) else line
         for line in lines
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -17,6 +18,8 @@ _Steps = Sequence[Sequence[Step]] | None
 @movement("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
     """Same elements in the same order under other dimensions."""
+    if prod(source) != prod(targets[0]):
+        return None  # one of the two was only assumed, or is wrong in the file
     return [[Reshape(targets[0])]]
 
 
@@ -42,7 +45,8 @@ def tile(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
 def slice_(op: OpView, source: Shape, targets: Sequence[Shape]) -> _Steps:
     """A range along some axes, with any step."""
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
-    if starts is None or ends is None:
+    known = all(given is None or given.array is not None for given in op.inputs[1:])
+    if starts is None or ends is None or not known:
         return _unchanged(source, targets)
     axes = op.ints("axes", 3) or tuple(range(len(starts)))
     steps = op.ints("steps", 4) or (1,) * len(starts)

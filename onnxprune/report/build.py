@@ -15,6 +15,7 @@ from onnxprune.report.clock import peak_memory
 from onnxprune.report.model import (
     DriftJson,
     GroupJson,
+    LatencyJson,
     OperatorJson,
     RefittedJson,
     ReportJson,
@@ -29,6 +30,7 @@ from onnxprune.types import (
     Drift,
     GroupReport,
     IntArray,
+    Latency,
     ModelStats,
     Report,
     TwinResult,
@@ -145,6 +147,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
             )
             for one in report.restored
         ],
+        latency=None if report.latency is None else _latency(report.latency),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -192,6 +195,18 @@ def _drift(drift: Drift) -> DriftJson:
         rel_l2=_finite(drift.rel_l2),
         max_abs=_finite(drift.max_abs),
         top1=_finite(drift.top1),
+    )
+
+
+def _latency(found: Latency) -> LatencyJson:
+    return LatencyJson(
+        before_ms=1e3 * found.before,
+        after_ms=1e3 * found.after,
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        runs=found.runs,
+        predicted_ms=None if found.predicted is None else 1e3 * found.predicted,
     )
 
 

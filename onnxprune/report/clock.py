@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 STAGES = (
-    "load", "prepare", "analyse", "score", "select", "rewrite", "restore", "verify", "save"
+    "load", "prepare", "analyse", "time", "score", "select", "rewrite", "restore", "verify", "save"
 )  # fmt: skip
 Progress = Callable[[str], None]
 

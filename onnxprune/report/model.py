@@ -92,6 +92,18 @@ class RefittedJson(_Part):
     ridge: float | None
 
 
+class LatencyJson(_Part):
+    """Median times of two models in milliseconds, their ratio and its interval at 95 %."""
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    low: float
+    high: float
+    runs: int
+    predicted_ms: float | None = None
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -111,3 +123,4 @@ class ReportJson(_Part):
     warnings: list[str]
     without_effect: int | None
     restored: list[RefittedJson]
+    latency: LatencyJson | None = None

@@ -11,12 +11,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.density import Change, changes, thinnest
 from onnxprune.groups import DependencyGraph
 from onnxprune.report.ops import NO_RULE, OperatorUse
-from onnxprune.types import ChannelGroup, Drift, GroupReport, ModelStats, Report
+from onnxprune.types import ChannelGroup, Drift, GroupReport, Latency, ModelStats, Report
 
 _MOST_OUTPUTS = 6
 _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
+_THINNEST = 5
 _SPARED = 60  # characters of a name before it is shortened
 
 
@@ -39,6 +41,8 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     assert report.after is not None
     yield _cost_table(report.before, report.after, "before", "after")
     yield from _restored_lines(report, verbose=verbose)
+    if report.latency is not None:
+        yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
@@ -47,7 +51,13 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
     """What refitting did, in one line, or a line for each layer."""
+    biases = report.recipe.get("restored")
     if not report.restored:
+        if isinstance(biases, list) and biases:
+            yield _line(
+                f"restored: the means of what was dropped went into {len(biases)} biases (without "
+                "data; --data FILE.npz refits every layer)"
+            )
         return
     taken = [one for one in report.restored if one.ridge is not None]
     before = sum(one.before for one in report.restored) / len(report.restored)
@@ -68,6 +78,8 @@ def inspect_report(
         yield _operator_table(operators)
     elif report.groups:
         yield group_table(report.groups, cut=False, every=verbose)
+    if verbose:
+        yield _layer_table(report.before)
     free = sum(group.frozen is None for group in report.groups)
     how = f"importance auto: {report.importance} ({report.importance_why})"
     yield _line(
@@ -79,10 +91,16 @@ def inspect_report(
         yield _line(f"{report.without_effect} {counted} no effect: shrink --lossless removes them")
 
 
-def compare_report(report: Report) -> Iterable[RenderableType]:
-    """Costs side by side, and drift."""
+def compare_report(report: Report, *, verbose: bool = False) -> Iterable[RenderableType]:
+    """Costs side by side, layers that lost density, times and drift."""
     assert report.after is not None
     yield _cost_table(report.before, report.after, "first", "second")
+    found = changes(report.before, report.after)
+    shown = found if verbose else thinnest(found, _THINNEST)
+    if shown:
+        yield _change_table(shown)
+    if report.latency is not None:
+        yield _line(_times(report.latency))
     yield from _drift_lines(report)
 
 
@@ -188,6 +206,47 @@ def _cost_table(before: ModelStats, after: ModelStats, first: str, second: str) 
         left = f"{100 * new / old:.1f} %" if old else ""
         table.add_row(name, spelled(old), spelled(new), left)
     return table
+
+
+def _layer_table(stats: ModelStats) -> Table:
+    table = _table("layer", "operator", ">in", ">out", ">MACs", ">MACs per byte")
+    for layer in stats.layers:
+        if layer.macs:
+            table.add_row(
+                Text(layer.node), layer.op_type, str(layer.inputs), str(layer.outputs),
+                number(layer.macs), f"{layer.density:.3g}",
+            )  # fmt: skip
+    return table
+
+
+def _change_table(found: Sequence[Change]) -> Table:
+    table = _table("layer", ">channels in", ">out", ">MACs", ">left", ">MACs per byte")
+    for change in found:
+        old, new = change.before, change.after
+        table.add_row(
+            Text(new.node),
+            _became(str(old.inputs), str(new.inputs)),
+            _became(str(old.outputs), str(new.outputs)),
+            number(new.macs),
+            f"{100 * new.macs / old.macs:.1f} %",
+            _became(f"{old.density:.3g}", f"{new.density:.3g}"),
+        )
+    return table
+
+
+def _became(old: str, new: str) -> str:
+    return old if old == new else f"{old} → {new}"
+
+
+def _times(found: Latency) -> str:
+    cores = "all cores" if found.threads is None else f"{found.threads} thread"
+    cores += "s" if (found.threads or 1) > 1 else ""
+    foretold = "" if found.predicted is None else f" (predicted {1e3 * found.predicted:.3g} ms)"
+    return (
+        f"latency on {cores}: {1e3 * found.before:.3g} ms → {1e3 * found.after:.3g} ms{foretold}, "
+        f"ratio "
+        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f} at 95 %, {found.runs} runs)"
+    )
 
 
 def _drift_lines(report: Report) -> Iterable[RenderableType]:

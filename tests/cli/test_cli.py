@@ -322,6 +322,57 @@ def test_damaged_model_is_named_wherever_it_is_given(damage: bytes | str, call: 
     assert "'bad.onnx'" in ran.err
 
 
+def test_compare_prints_times_their_ratio_and_its_interval(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune import pipeline
+    from onnxprune.latency import Timing, timing
+
+    asked: list[object] = []
+
+    def measured(models: list[object], feeds: object, *, threads: int | None) -> list[Timing]:
+        asked.append((len(models), threads))
+        return [timing([0.004] * 20), timing([0.001] * 20)]
+
+    monkeypatch.setattr(pipeline, "measure", measured)
+    ran = call("compare", RESNET, RESNET, "--latency", "--json").json()
+    assert ran["latency"] == {
+        "before_ms": 4.0, "after_ms": 1.0, "ratio": 0.25, "low": 0.25, "high": 0.25, "runs": 20,
+        "predicted_ms": None,
+    }  # fmt: skip
+    shown = call("compare", RESNET, RESNET, "--latency", "--threads", 0).out
+    assert "latency on all cores: 4 ms → 1 ms, ratio 0.250 (0.250 to 0.250 at 95 %, 20 runs)" in (
+        " ".join(shown.split())
+    )
+    assert asked == [(2, 1), (2, None)]
+    assert call("compare", RESNET, RESNET, "--json").json()["latency"] is None
+
+
+def test_shrink_to_a_latency_reports_what_was_predicted_and_measured(call: Call) -> None:
+    arguments = (MODELS / "fashion_vgg.onnx", "--target", "latency=0.7", "--dry-run")
+    found: dict[str, float] = call("shrink", *arguments, "--json").json()["latency"]  # type: ignore[assignment]  # JSON
+    assert min(found[key] for key in ("before_ms", "after_ms", "predicted_ms")) > 0
+    assert found["low"] <= found["ratio"] <= found["high"]
+    shown = " ".join(call("shrink", *arguments).out.split())
+    assert re.search(r"latency on 1 thread: \S+ ms → \S+ ms \(predicted \S+ ms\), ratio", shown)
+
+
+def test_shrink_warns_of_a_depthwise_layer_off_the_alignment(call: Call) -> None:
+    mobile = MODELS / "fashion_mobile.onnx"
+    ran = call("shrink", mobile, "--ratio", 0.3, "--dry-run", "--verify", "none", "--json")
+    assert any("no multiple of 4" in said for said in ran.json()["warnings"])  # type: ignore[attr-defined]  # JSON
+    assert "--round-to 4" in ran.err
+    whole = call(
+        "shrink", mobile, "--ratio", 0.3, "--round-to", 4, "--dry-run", "--verify", "none", "--json"
+    )
+    assert whole.json()["warnings"] == []
+
+
+def test_inspect_shows_the_density_of_each_layer_when_asked(call: Call) -> None:
+    assert "MACs per byte" not in call("inspect", "chain.onnx").out
+    assert "MACs per byte" in call("inspect", "chain.onnx", "-v").out
+
+
 def test_nothing_to_cut_is_exit_0_with_a_warning_on_stderr(call: Call) -> None:
     ran = call("shrink", "chain.onnx", "--ratio", 0, "--json")
     assert ran.code == 0

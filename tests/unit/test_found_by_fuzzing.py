@@ -10,7 +10,14 @@ from onnxprune.analyse import analyse
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_without
-from tests.unit.ops.models import assert_exact, between_convs, between_matmuls, model
+from tests.unit.ops.models import (
+    assert_exact,
+    between_convs,
+    between_matmuls,
+    model,
+    reason,
+    unknown,
+)
 
 F32 = np.float32
 
@@ -264,4 +271,106 @@ def test_shape_that_cannot_be_repaired_freezes_what_it_acts_on() -> None:
         w1=(8, 3, 1, 1), w2=(4, 8, 1, 1), i0=ints(0), i2=ints(2), i3=ints(3), eight=ints(8),
         minus=ints(-1),
     )  # fmt: skip
-    assert not analyse(found).prunable
+    graph = analyse(found)
+    assert not graph.prunable
+    assert graph.notes == ("'r': channels that do not stay in order are frozen",)
+
+
+BEHIND_UNKNOWN = """g (float[2,3,8,8] x) => (float[n,c] y) {{
+    z = Relu(x)  a = Conv(z, w1)  {}  y = Gemm(f, w2)}}"""
+
+
+def behind_unknown(middle: str, reads: int, **constants: np.ndarray) -> Model:
+    text = BEHIND_UNKNOWN.format(middle)
+    return unknown(model(text, w1=(8, 3, 1, 1), w2=(reads, 4), **constants), "z")
+
+
+@pytest.mark.parametrize("middle", ["f = Flatten(a)", "f = Reshape(a, s)"])
+def test_declared_shape_behind_one_that_was_assumed_freezes(middle: str) -> None:
+    """The analysis raised ValueError: the sizes of ``a`` are made up, those of ``f`` declared."""
+    found = behind_unknown(middle, 512, s=ints(2, 512))
+    entry = onnx.helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, [2, 512])
+    found.proto.graph.value_info.append(entry)
+    assert "has a tensor of unknown shape ('f')" in reason(analyse(found), "w1")
+
+
+@pytest.mark.parametrize(("target", "frozen"), [((2, 8), True), ((-1, 8), False)])
+def test_reshape_to_another_number_of_elements_freezes(
+    target: tuple[int, ...], frozen: bool
+) -> None:
+    """The analysis raised ValueError where a batch of one had been assumed."""
+    found = behind_unknown("p = GlobalAveragePool(a)  f = Reshape(p, s)", 8, s=ints(*target))
+    why = reason(analyse(found), "w1")
+    assert ("moves data in a way that is not known" in why) if frozen else not why
+
+
+# -- slices ----------------------------------------------------------------------------------------
+
+
+def outer(middle: str, *, reads: int = 6, opset: int = 21, **constants: np.ndarray) -> Model:
+    """Two rows of 8 channels multiplied to a square ``p``, of which ``s`` is read on both axes."""
+    last, inner = ("(a, at3)", "(b, at2)") if opset > 12 else ("<axes=[3]>(a)", "<axes=[2]>(b)")
+    axes = {"at2": ints(2), "at3": ints(3)} if opset > 12 else {}
+    text = f"""g (float[2,6,3] x) => (float[n,t,h,c] y) {{
+        a = MatMul(x, w1)  b = MatMul(x, wb)  u = Unsqueeze{last}  v = Unsqueeze{inner}
+        p = Mul(u, v)  {middle}  e = MatMul(s, w2)  t = Transpose<perm=[0,1,3,2]>(e)
+        y = MatMul(t, w3)}}"""
+    weights = {"w1": (3, 8), "wb": (3, 8), "w2": (reads, 5), "w3": (reads, 4)}
+    return model(text, opset=opset, **weights, **axes, **constants)
+
+
+@pytest.mark.parametrize("opset", [9, 21])
+def test_slice_along_two_axes_that_are_both_cut_is_written_on_both(opset: int) -> None:
+    """What was written for the second axis took back what was written for the first."""
+    if opset == 9:
+        found = outer("s = Slice<starts=[1,1], ends=[7,7], axes=[2,3]>(p)", opset=9)
+    else:
+        sizes = {"st": ints(1, 1), "en": ints(7, 7), "ax": ints(2, 3)}
+        found = outer("s = Slice(p, st, en, ax)", **sizes)
+    assert_exact(found)
+    surgery = operate(plan_at(analyse(found), 0.5))
+    ends = [change.after for change in surgery.changes if change.before == [7, 7]]
+    assert ends == [[4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "steps"),
+    [((0, 0), (8, 8), (2, 3), (2, 2)), ((0, 2), (8, 6), (2, 3), (2, 1)),
+     ((7, -1), (0, -9), (-1, 2), (-2, -2))],
+    ids=["both", "one", "backwards"],
+)  # fmt: skip
+def test_slice_with_steps_along_two_axes_that_are_both_cut(
+    starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...], steps: tuple[int, ...]
+) -> None:
+    """The two Gathers behind it stood in the wrong order."""
+    sizes = {"st": ints(*starts), "en": ints(*ends), "ax": ints(*axes), "k": ints(*steps)}
+    assert_exact(outer("s = Slice(p, st, en, ax, k)", reads=4, **sizes))
+
+
+OTHER_USES = {
+    "end of space": ("e = Gather(c, i11)  m = Slice(a, k22, e, at12)", 6),
+    "both ends": ("e = Gather(c, i12)  m = Slice(a, k22, e, at12)", 6),
+    "start": ("d = Gather(c, i11)  s = Div(d, k4)  m = Slice(a, s, k88, at12)", 6),
+    "step": ("d = Gather(c, i11)  s = Div(d, k4)  m = Slice(a, k00, k88, at12, s)", 4),
+    "sizes": ("d = Gather(c, i11)  s = Div(d, k2)  m, o = Split<axis=2>(a, s)", 8),
+    "indices": ("d = Gather(c, i11)  s = Sub(d, k14)  m = Gather<axis=1>(a, s)", 2),
+}
+
+
+@pytest.mark.parametrize(("middle", "reads"), OTHER_USES.values(), ids=OTHER_USES)
+def test_number_of_channels_that_says_where_to_cut_another_axis_keeps_its_value(
+    middle: str, reads: int
+) -> None:
+    """Slices along an axis that was cut had none of their other numbers looked at."""
+    sizes = {"i11": ints(1, 1), "i12": ints(1, 2), "at12": ints(1, 2), "k22": ints(2, 2)}
+    sizes |= {"k88": ints(8, 8), "k00": ints(0, 0), "k4": ints(4), "k2": ints(2), "k14": ints(1, 4)}
+    assert_exact(between_convs(f"c = Shape(a)  {middle}", reads=reads, **sizes))
+
+
+def test_slice_along_axes_given_at_run_time_is_not_followed() -> None:
+    found = model(
+        """g (float[2,3,8,8] x, int64[1] axes) => (float[n,c,h,w] y) {
+        a = Conv(x, w1)  s = Slice(a, st, en, axes)  y = Conv(s, w2)}""",
+        w1=(8, 3, 1, 1), w2=(4, 8, 1, 1), st=ints(0), en=ints(8),
+    )  # fmt: skip
+    assert reason(analyse(found), "w1") == "'s' would put its channels out of order"

@@ -485,7 +485,7 @@ def test_nothing_without_effect_is_a_warning() -> None:
 
 
 def test_lossless_goes_with_neither_a_ratio_nor_a_recipe(chain: Path) -> None:
-    with pytest.raises(UsageError, match="one of ratio, lossless and recipe"):
+    with pytest.raises(UsageError, match="one of ratio, target, lossless and recipe"):
         shrink(chain, lossless=True, ratio=0.5)
 
 

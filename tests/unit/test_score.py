@@ -11,12 +11,12 @@ from onnxprune.calibrate import stream
 from onnxprune.data import random_data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.io import Model, load
 from onnxprune.norms import fpgm, lamp
 from onnxprune.score import FROM_DATA, METHODS, choose, score
 from onnxprune.select import select
 from onnxprune.types import ChannelGroup
-from tests.small import array, conv_chain, parsed
+from tests.small import MODELS, array, conv_chain, parsed
 
 RNG = np.random.default_rng(0)
 
@@ -190,10 +190,17 @@ def test_nan_is_named_once_and_ranks_lowest(caplog: pytest.LogCaptureFixture) ->
 # --------------------------------------------------------------------------- auto, functions
 
 
-def test_auto_takes_scales_where_every_group_has_them() -> None:
-    graph = analyse(conv_chain())
-    assert choose(graph) == ("bn_scale", "every group has BatchNormalization scales")
+def test_auto_takes_scales_that_were_trained_to_be_sparse() -> None:
+    graph = analyse(load(MODELS / "fashion_vgg.onnx"))
+    method, why = choose(graph)
+    assert (method, why[:4]) == ("bn_scale", "56 %")
     assert score(graph).method == "bn_scale"
+
+
+def test_auto_takes_norms_where_scales_are_as_plain_training_leaves_them() -> None:
+    method, why = choose(analyse(load(MODELS / "fashion_resnet.onnx")))
+    assert method == "l2"
+    assert "not trained to be sparse" in why
 
 
 def test_auto_says_that_normalisation_was_folded() -> None:

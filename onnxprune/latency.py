@@ -1,0 +1,515 @@
+"""How long models take here in ONNX Runtime, measured; and how long a cut one would, predicted."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from math import prod, sqrt
+from statistics import median
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxprune.extents import CONVOLUTIONS, PRODUCTS, Extents, Layer, alone, extents_of, layer_of
+from onnxprune.graph import Graph, Node
+from onnxprune.groups import DependencyGraph, random_keep
+from onnxprune.io import Model
+from onnxprune.ops.registry import repair_of
+from onnxprune.runtime import Kernel, profile, session
+from onnxprune.staircase import Staircase, fit
+from onnxprune.survivors import DeadSlots, Survivors
+from onnxprune.trace import Trace
+from onnxprune.types import AnyArray, IntArray, Shape
+
+_WARM_UP = 3  # runs of each model that are not counted
+_FEWEST, _MOST = 7, 2000  # rounds of a measurement, whatever the time
+_RUNS = 15  # of a profile
+_LEAST = 5e-7  # seconds that reordering a tensor takes, however small it is
+_OUTSIDE = 0.03  # most of a run that may be spent outside kernels; more is noise
+_SCRUBBED = 1 << 22  # bytes written between runs of a layer alone: more than a core's own cache
+_CHAIN = 100  # kernels that do nothing
+# Operators that take the blocked layout where all they read is in it.
+_EITHER = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"}
+_EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul"}
+_EITHER |= {"Concat", "HardSwish"}
+_PROBE = 20  # outputs of a convolution: padded to 32 in blocks of 16, to 24 in blocks of 8
+_LAYOUT = re.compile(r"(_nchwc|_token_\d+)+$")  # what the runtime appends to a tensor's name
+_NORM = "_bn"  # and before that, where a BatchNormalization became a depthwise Conv
+# Kernels that multiply; the runtime's names for fused ones contain these.
+_MULTIPLYING = ("Conv", "MatMul", "Gemm")
+_OLDEST_OPSET = 13
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one run takes.
+
+    Attributes:
+        seconds: Median.
+        low, high: Interval of the median at 95 %.
+        runs: Runs that were counted.
+        samples: Seconds of every run, in the order they were taken.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    runs: int
+    samples: tuple[float, ...] = ()
+
+
+def measure(
+    models: Sequence[Model],
+    feeds: Mapping[str, AnyArray],
+    *,
+    seconds: float = 5.0,
+    threads: int | None = 1,
+) -> list[Timing]:
+    """Time models in ONNX Runtime, in turn (A B A B ...), so that noise hits all alike.
+
+    On one thread it is the thread's own processor time that is taken: the same as wall time on an
+    idle machine, and not lengthened where other programs run beside. On several it is wall time.
+
+    Args:
+        models: Models that take the same inputs.
+        feeds: An array for every input.
+        seconds: Time to spend in all, loading and warm-up left out; at least seven rounds are run.
+        threads: Threads inside an operator; None takes one for each usable core.
+
+    Returns:
+        One timing for each model, all with as many runs.
+
+    Raises:
+        RuntimeUnavailable: The runtime cannot load or run a model.
+    """
+    loaded = [session(model, threads=threads) for model in models]
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    rounds = interleaved([partial(one.run, feeds) for one in loaded], seconds, clock)
+    return [timing(samples) for samples in rounds]
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of each call in every round.
+
+    A round makes each call twice, in order, and counts the second: the first brings back into the
+    caches what the calls before it drove out.
+    """
+    for _ in range(_WARM_UP):
+        for call in calls:
+            call()
+    spent: list[list[float]] = [[] for _ in calls]
+    begun = clock()
+    while len(spent[0]) < _FEWEST or (clock() - begun < seconds and len(spent[0]) < _MOST):
+        for call, samples in zip(calls, spent, strict=True):
+            call()
+            start = clock()
+            call()
+            samples.append(clock() - start)
+    return spent
+
+
+def timing(samples: Sequence[float]) -> Timing:
+    """Median of a sample and its interval."""
+    low, high = median_interval(samples)
+    return Timing(median(samples), low, high, len(samples), tuple(samples))
+
+
+def compare_timings(before: Timing, after: Timing) -> tuple[float, float, float]:
+    """Median of ``after / before``, round by round, and its interval at 95 %."""
+    pairs = [new / old for old, new in zip(before.samples, after.samples, strict=True)]
+    return median(pairs), *median_interval(pairs)
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Interval of the median at 95 %, from order statistics alone: no distribution is assumed.
+
+    Source: Conover, "Practical Nonparametric Statistics", sec. 3.2 (normal approximation).
+    """
+    ordered, count = sorted(samples), len(samples)
+    reach = 1.96 * sqrt(count) / 2
+    low = max(0, int(count / 2 - reach))
+    high = min(count - 1, int(count / 2 + reach))
+    return ordered[low], ordered[high]
+
+
+# -- predicting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One kernel of the original and what its time depends on.
+
+    Attributes:
+        node: The node of the prepared graph it stands for, None where that is not known.
+        seconds: Its time in the original.
+        stairs: Cost of its layer by channel counts; None where it goes by ``tensors``.
+        tensors: What it reads and writes.
+        elements: How many elements these have in the original.
+    """
+
+    node: Node | None
+    seconds: float
+    stairs: Staircase | None
+    tensors: tuple[str, ...]
+    elements: int
+
+
+LayerCost = Callable[[Sequence[tuple[Layer, Extents]]], Sequence[float]]
+
+
+class LatencyTable:
+    """What every kernel of a model costs on this machine, as a function of channel counts.
+
+    The kernels that ONNX Runtime makes of the model are timed once, in place. Convolutions and
+    matrix products are timed alone too, at full and at narrower widths; what they take in place
+    beyond that, and everything else, goes by the elements read and written. Where a cut changes
+    which layers take the blocked layout, tensors between the two are reordered.
+
+    Attributes:
+        graph: The analysis.
+        runtime: What is peculiar to the runtime here.
+        charges: Every kernel.
+        seconds: Median time of the whole original.
+        outside: Seconds of a run that are spent in no kernel.
+        factor: By what the sum of all kernels is to be multiplied to give the rest.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        feeds: Mapping[str, AnyArray],
+        *,
+        threads: int | None = 1,
+        seconds: float = 2.0,
+        runs: int = _RUNS,
+    ) -> None:
+        """Measure.
+
+        Args:
+            graph: The analysis of the model.
+            feeds: An array for every input; shapes should be the analysis's first stand-ins.
+            threads: As in ``measure``.
+            seconds: Time to spend on the whole model.
+            runs: How often each kernel is timed.
+
+        Raises:
+            RuntimeUnavailable: The runtime cannot load or run the model.
+        """
+        self.graph = graph
+        self._trace = graph.tracer.traces[0]
+        model = graph.graph.model
+        self.runtime = Peculiarities.measured(threads)
+
+        def cost(layers: Sequence[tuple[Layer, Extents]]) -> Sequence[float]:
+            spent = time_layers(layers, threads=threads, runs=runs)
+            return [self.runtime.corrected(one) for one in spent]
+
+        kernels = profile(model, feeds, runs=runs, threads=threads)
+        self.charges = self._charges(kernels, cost)
+        self.seconds = measure([model], feeds, seconds=seconds, threads=threads)[0].seconds
+        self._blocks = Blocks(graph, self.runtime)
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Make the prediction for the original what was measured."""
+        self.outside, self.factor = 0.0, 1.0
+        kernels = self.predict({})
+        # A short model's kernels lose more to the profile than a chain of the same kernel does.
+        if kernels > self.seconds:
+            excess = (kernels - self.seconds) / len(self.charges)
+            self.charges = [
+                replace(charge, seconds=max(charge.seconds - excess, 0.1 * charge.seconds))
+                for charge in self.charges
+            ]
+            kernels = self.predict({})
+        self.outside = min(max(self.seconds - kernels, 0.0), _OUTSIDE * self.seconds)
+        self.factor = (self.seconds - self.outside) / kernels
+
+    def predict(self, keep: Mapping[int, IntArray]) -> float:
+        """Seconds of the model once each group keeps the units ``keep[group.id]``."""
+        shapes = _Shapes(self._trace, self.graph.dead(keep))
+        kernels = sum(spent for _, spent in self._after(shapes))
+        return self.outside + self.factor * (kernels + self._blocks.reordering(shapes))
+
+    def layers(self, keep: Mapping[int, IntArray]) -> Mapping[str, tuple[float, float]]:
+        """Seconds before and after a cut of each node that multiplies, by ``Node.key``."""
+        shapes = _Shapes(self._trace, self.graph.dead(keep))
+        return {
+            charge.node.key: (charge.seconds, spent)
+            for charge, spent in self._after(shapes)
+            if charge.stairs is not None and charge.node is not None
+        }
+
+    def _after(self, shapes: _Shapes) -> Iterator[tuple[Charge, float]]:
+        for charge in self.charges:
+            alone = now = 0.0
+            if charge.stairs is not None and charge.node is not None:
+                layer = charge.stairs.layer
+                alone = charge.stairs(layer.extents)
+                now = charge.stairs(shapes.extents(charge.node) or layer.extents)
+            before = charge.elements
+            after = sum(prod(shapes.of(name) or ()) for name in charge.tensors)
+            scale = after / before if before else 1.0
+            # What a layer takes in place beyond what it takes alone is memory it waits for, or
+            # all of it is slower there: the truth lies between, as measured.
+            waiting = now + (charge.seconds - alone) * scale
+            slower = charge.seconds * now / alone if alone else waiting
+            yield charge, max((waiting + slower) / 2, now / 2)
+
+    @cached_property
+    def _half(self) -> _Shapes:
+        """Shapes after some cut, to see what a cut can change."""
+        keep = random_keep(self.graph, 0.5, np.random.default_rng(0))
+        return _Shapes(self._trace, self.graph.dead(keep))
+
+    def _charges(self, kernels: Sequence[Kernel], cost: LayerCost) -> list[Charge]:
+        claimed: set[int] = set()
+        found = [
+            (kernel, source_of(kernel, self.graph.graph, claimed))
+            for kernel in kernels
+            if not kernel.op_type.startswith("Reorder")
+        ]
+        layers = {node.index: self._layer(node) for _, node in found if node is not None}
+        stairs = fit(self._moving(layers), self.runtime.block, cost)
+        charges = []
+        for kernel, node in found:
+            layer = layers[node.index] if node is not None else None
+            tensors = self._tensors(node)
+            own = layer is not None and any(word in kernel.op_type for word in _MULTIPLYING)
+            charges.append(
+                Charge(
+                    node,
+                    self.runtime.corrected(kernel.seconds),
+                    stairs.get(layer) if layer is not None and own else None,
+                    tensors,
+                    sum(prod(self._trace.env.shape(name) or ()) for name in tensors),
+                )
+            )
+        return charges
+
+    def _moving(self, layers: Mapping[int, Layer | None]) -> Mapping[Layer, Sequence[bool]]:
+        """The axes along which some cut changes each layer; layers without any are left out."""
+        moving: dict[Layer, list[bool]] = {}
+        for index, layer in layers.items():
+            if layer is None:
+                continue
+            after = self._half.extents(self.graph.graph.nodes[index]) or layer.extents
+            changed = [old != new for old, new in zip(layer.extents, after, strict=True)]
+            known = moving.setdefault(layer, [False] * len(changed))
+            moving[layer] = [a or b for a, b in zip(known, changed, strict=True)]
+        return {layer: axes for layer, axes in moving.items() if any(axes)}
+
+    def _tensors(self, node: Node | None) -> tuple[str, ...]:
+        if node is None:
+            return ()
+        derived = self.graph.graph.derived
+        weights = node.inputs[1:2] if node.op_type in (*CONVOLUTIONS, *PRODUCTS) else ()
+        read = (name for name in node.inputs if name not in derived or name in weights)
+        return tuple(dict.fromkeys(name for name in (*read, *node.outputs) if name))
+
+    def _layer(self, node: Node) -> Layer | None:
+        """The layer to time alone, None where it cannot be."""
+        env, graph = self._trace.env, self.graph.graph
+        if node.op_type not in (*CONVOLUTIONS, *PRODUCTS):
+            return None
+        if env.data_type(node.inputs[0]) != TensorProto.FLOAT:
+            return None
+        shapes = [env.shape(name) for name in node.inputs[:2]]
+        weighted = node.inputs[1] in graph.derived
+        if node.op_type in CONVOLUTIONS and not weighted:
+            return None
+        return layer_of(node, shapes, weighted=weighted)
+
+
+class Blocks:
+    """Which tensors are in the runtime's blocked layout, and what reordering them costs.
+
+    Attributes:
+        runtime: Block size and cost of reordering.
+    """
+
+    def __init__(self, graph: DependencyGraph, runtime: Peculiarities) -> None:
+        self.runtime = runtime
+        self._outputs = set(graph.graph.outputs)
+        env, derived = graph.tracer.traces[0].env, graph.graph.derived
+        self._steps: list[tuple[Node, Layer | None, tuple[str, ...]]] = []
+        for node in graph.graph.nodes if runtime.block > 1 else ():
+            if node.key in derived:
+                continue
+            read = tuple(name for name in node.inputs if name and name not in derived)
+            layer = None
+            if node.op_type == "Conv" and env.data_type(node.inputs[0]) == TensorProto.FLOAT:
+                layer = layer_of(node, [env.shape(name) for name in node.inputs[:2]], weighted=True)
+            self._steps.append((node, layer, read))
+
+    def reordering(self, shapes: _Shapes) -> float:
+        """Seconds that go into tensors that one kernel writes in one layout and another reads."""
+        block = self.runtime.block
+        blocked: set[str] = set()
+        moved: set[tuple[str, bool]] = set()
+        for node, layer, read in self._steps:
+            if layer is not None:
+                extents = shapes.extents(node) or layer.extents
+                if not layer.blocked(extents, block):
+                    moved.update((name, False) for name in read if name in blocked)
+                    continue
+                few = extents[0] == 1 and extents[1] < block
+                moved.update((name, not few) for name in read if (name in blocked) == few)
+                blocked.update(node.outputs)
+            elif node.op_type in _EITHER and read and blocked.issuperset(read):
+                blocked.update(node.outputs)
+            else:
+                moved.update((name, False) for name in read if name in blocked)
+        moved.update((name, False) for name in self._outputs & blocked)
+        return sum(_LEAST + self.runtime.reorder * prod(shapes.of(name) or ()) for name, _ in moved)
+
+
+class _Shapes:
+    """Shapes after a cut, each worked out once; tensors with the same labels share one."""
+
+    def __init__(self, trace: Trace, dead: DeadSlots) -> None:
+        self.trace = trace
+        self.survivors = Survivors(trace, dead)
+        self.known: dict[tuple[object, ...], Shape | None] = {}
+        self.named: dict[str, Shape | None] = {}
+
+    def of(self, name: str) -> Shape | None:
+        if name not in self.named:
+            # Fields of one content are one array.
+            fields = tuple(map(id, self.trace.fields.get(name, ())))
+            key = (self.trace.env.shape(name), fields, id(self.trace.elements.get(name)))
+            if key not in self.known:
+                self.known[key] = self.survivors.shape(name)
+            self.named[name] = self.known[key]
+        return self.named[name]
+
+    def extents(self, node: Node) -> Extents | None:
+        if node.op_type in CONVOLUTIONS and node.int("group", 1) > 1:
+            return self._grouped(node)
+        x, w = self.of(node.inputs[0]), self.of(node.inputs[1])
+        return extents_of(node, x, w) if x and w else None
+
+    def _grouped(self, node: Node) -> Extents | None:
+        """Extents where filters are cut group by group, which their own shape does not show."""
+        x, y = self.of(node.inputs[0]), self.of(node.outputs[0])
+        before, repair = self.trace.env.shape(node.inputs[0]), repair_of(node.op_type)
+        if not x or not y or not before or repair is None:
+            return None
+        groups = node.int("group", 1)
+        if self.survivors.cut(node.inputs[0]):
+            groups = repair(node, before, self.survivors).get("group", groups)
+        return groups, max(1, x[1] // groups), max(1, y[1] // groups)
+
+
+def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:
+    """The node of the prepared graph that a kernel of the optimised one stands for.
+
+    A kernel that multiplies stands for the nearest node that does, at or before what it makes;
+    each is claimed by one kernel.
+    """
+    own = _LAYOUT.sub("", kernel.name)
+    names = [*kernel.outputs, own, own.removesuffix(_NORM), *kernel.inputs]
+    start = next((graph.producer[name] for name in names if name in graph.producer), None)
+    if start is None or (start.op_type == "BatchNormalization" and own.endswith(_NORM)):
+        return start
+    if not any(word in kernel.op_type for word in _MULTIPLYING):
+        return start
+    seen, front = {start.index}, [start]
+    while front:
+        for node in front:
+            if node.op_type in (*CONVOLUTIONS, *PRODUCTS) and node.index not in claimed:
+                claimed.add(node.index)
+                return node
+        before = [
+            graph.producer[name]
+            for node in front
+            if node.op_type not in (*CONVOLUTIONS, *PRODUCTS)
+            for name in node.inputs
+            if name in graph.producer and name not in graph.derived
+        ]
+        front = [node for node in before if node.index not in seen]
+        seen.update(node.index for node in front)
+    return start
+
+
+# -- layers alone ----------------------------------------------------------------------------------
+
+
+def time_layers(
+    layers: Sequence[tuple[Layer, Extents]], *, threads: int | None = 1, runs: int = _RUNS
+) -> list[float]:
+    """Seconds of each layer's own kernel at given extents, measured in ONNX Runtime.
+
+    Before each run other memory is written, so that weights are no nearer than in a network.
+    """
+    elsewhere = np.zeros(_SCRUBBED, np.uint8)
+    found: list[float] = []
+    for layer, extents in layers:
+        model, feeds = alone([(layer, extents)], _OLDEST_OPSET)
+        kernels = profile(
+            model,
+            feeds,
+            runs=runs,
+            threads=threads,
+            tensors=False,
+            between=partial(np.add, elsewhere, 1, out=elsewhere),
+        )
+        found.append(sum(k.seconds for k in kernels if k.name.startswith("layer0_")))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Peculiarities:
+    """What the runtime adds on this machine.
+
+    Attributes:
+        block: Channels in a block of its layout for convolutions, 1 where it has none.
+        reorder: Seconds to bring one element into or out of that layout.
+        profiling: Seconds that a profile adds to each kernel.
+    """
+
+    block: int
+    reorder: float
+    profiling: float
+
+    def corrected(self, seconds: float) -> float:
+        """Time of a kernel without what the profile adds."""
+        return max(seconds - self.profiling, 0.1 * seconds)
+
+    @staticmethod
+    def measured(threads: int | None = 1) -> Peculiarities:
+        """Ask the runtime."""
+        layer = Layer("Conv", (1, 64, _PROBE), (1, 56, 56), (1, 1))
+        model, feeds = alone([(layer, layer.extents)], _OLDEST_OPSET)
+        block, reorder = 1, 0.0
+        for kernel in profile(model, feeds, runs=_RUNS, threads=threads, tensors=False):
+            if kernel.name.startswith("layer0_"):
+                block = {32: 16, 24: 8}.get(kernel.shape[1], 1)
+            if kernel.op_type == "ReorderInput":
+                reorder = kernel.seconds / prod(kernel.shape)
+        return Peculiarities(block, reorder, _profiling(threads))
+
+
+def _profiling(threads: int | None) -> float:
+    """Seconds that a profile adds to each kernel, from a chain of kernels that do nothing."""
+    names = [f"t{number}" for number in range(_CHAIN + 1)]
+    nodes = [helper.make_node("Abs", [a], [b], name=b) for a, b in pairwise(names)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in (names[0], names[-1])]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", _OLDEST_OPSET)]
+    model = Model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    feeds = {names[0]: np.ones(1, np.float32)}
+    kernels = profile(model, feeds, runs=_RUNS, threads=threads, tensors=False)
+    plain = measure([model], feeds, seconds=0.1, threads=threads)[0].seconds
+    return max(0.0, (sum(kernel.seconds for kernel in kernels) - plain) / _CHAIN)
