@@ -194,7 +194,9 @@ def shrink(
         if restoring != "none":
             with clock.stage("restore"):
                 surgery, layers = _restored(plan, surgery, restoring, check, clock)
-            verdict = _measured(graph, surgery.model, verdict, check, clock)
+            verdict = _measured(
+                graph, surgery.model, verdict, check, clock, fitted=restoring == "refit"
+            )
         made, written = _with_recipe(surgery, original, asked.options(method, restoring))
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
@@ -362,7 +364,13 @@ def _restored(
 
 
 def _measured(
-    graph: DependencyGraph, made: Model, proved: Verdict, check: Check, clock: Clock
+    graph: DependencyGraph,
+    made: Model,
+    proved: Verdict,
+    check: Check,
+    clock: Clock,
+    *,
+    fitted: bool,
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
     if check.level != "full":
@@ -373,7 +381,10 @@ def _measured(
     if found.status == "failed":
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
-    return replace(proved, drift=found.drift, notes=(*proved.notes, *found.notes))
+    notes = (*proved.notes, *found.notes)
+    if fitted:
+        notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
+    return replace(proved, drift=found.drift, notes=notes)
 
 
 # -- inspect and compare ---------------------------------------------------------------------------
