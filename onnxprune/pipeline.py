@@ -221,7 +221,7 @@ def shrink(
         importance=method,
         importance_why=why,
         exact=graph.exact(plan.keep),
-        groups=group_reports(graph, plan.keep, plan.why),
+        groups=group_reports(graph, plan.keep, plan.why, aligned=asked.round_to != 1),
         verdict=verdict,
         stand_ins=graph.stand_ins,
         seconds=clock.seconds,

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from onnxprune.alignment import alignment
 from onnxprune.cost import stats, stats_after
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
@@ -72,12 +73,27 @@ def group_reports(
     graph: DependencyGraph,
     keep: Mapping[int, IntArray] | None = None,
     why: Mapping[int, str] | None = None,
+    *,
+    aligned: bool = False,
 ) -> tuple[GroupReport, ...]:
-    """Every group as reports show it; without ``keep`` nothing went."""
-    return tuple(
+    """Every group as reports show it; without ``keep`` nothing went.
+
+    With ``aligned`` each says whether its width suits the hardware, and if not, why.
+    """
+    found = (
         _group(group, (keep or {}).get(group.id), (why or {}).get(group.id, ""))
         for group in graph.groups
     )
+    if not aligned:
+        return tuple(found)
+    return tuple(
+        replace(one, why=_joined(one.why, alignment(group, one.kept, graph)))
+        for one, group in zip(found, graph.groups, strict=True)
+    )
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _group(group: ChannelGroup, kept: IntArray | None, why: str) -> GroupReport:

@@ -298,3 +298,14 @@ def test_report_function_puts_the_arrows_together() -> None:
     assert report.after.params < report.before.params
     assert report.verdict is verdict
     assert Path(report.input_path) == MODELS / "fashion_resnet.onnx"
+
+
+def test_report_says_which_groups_suit_the_hardware_and_why_others_do_not() -> None:
+    _, report = shrink(conv_chain((3, 12, 64)), ratio=0.5, round_to="auto", verify="none")
+    assert [group.why for group in report.groups] == [
+        "4 of 12 removed; aligned to 8",
+        "32 of 64 removed; aligned to 32",
+        "not aligned to 8: frozen at 4",
+    ]
+    _, narrow = shrink(conv_chain((3, 12, 64)), ratio=0.6, round_to=3, verify="none")
+    assert narrow.groups[0].why.endswith("not aligned to 8: only 12 to begin with")
