@@ -259,6 +259,16 @@ EXPORTS = (
     Export("skresnet18", timm("skresnet18"), "raw"),
     Export("resnest14d", timm("resnest14d"), "dynamo"),
     Export("nf_regnet_b0", timm("nf_regnet_b0"), "dynamo"),
+    Export("nf_regnet_b0", timm("nf_regnet_b0"), "raw"),
+    Export("yolo", Yolo, "raw"),
+    Export("style", Style, "raw", (1, 3, 64, 64)),
+    Export("cspresnet50", timm("cspresnet50"), "raw"),
+    Export("resnet50_gn", timm("resnet50_gn"), "raw"),
+    Export("dpn68", timm("dpn68"), "raw"),
+    Export("tf_efficientnetv2_b0", timm("tf_efficientnetv2_b0"), "raw"),
+    Export("eca_nfnet_l0", timm("eca_nfnet_l0"), "script"),
+    Export("eca_nfnet_l0", timm("eca_nfnet_l0"), "raw"),
+    Export("resnetv2_50x1_bit", timm("resnetv2_50x1_bit"), "script", (1, 3, 64, 64)),
 )
 
 
