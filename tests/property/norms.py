@@ -130,11 +130,13 @@ def over_rows_of_a_grid(b: Builder, x: T, op: str) -> T | None:
     group = b.pick((2, 4))
     if x.channels % group or (op in ("LRN", "MeanVarianceNormalization") and x.kind == "flat"):
         return None
+    if op == "MeanVarianceNormalization" and spread(x, x.others) < 4:
+        return None  # a line of equal numbers has no deviation to divide by
     space = [] if x.kind == "flat" else [at(2, 3)]
     y = b.reshape(x, [at(0), group, at(1, over=group), *space], c=2)
     extra: dict[str, Any] = {
         "LRN": {"size": 3},
-        "MeanVarianceNormalization": {"axes": b.pick(([2], [1, 3], [2, 3]))},
+        "MeanVarianceNormalization": {"axes": b.pick(([1, 3], [2, 3]))},
     }.get(op, {"axis": b.pick((1, 2)) if op == "LpNormalization" or b.opset >= 13 else 2})
     y = b.op(op, y, **extra)
     if x.kind == "flat":
