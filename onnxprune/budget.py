@@ -77,9 +77,8 @@ class Budget:
 
     def _stored(self, found: Mapping[str, Slice]) -> tuple[int, int]:
         """Parameters and bytes of the constants; copies that end equal are one."""
-        model = self.graph.graph.model
         params = sum(self._parameters.values())
-        stored = stored_bytes(model)
+        stored = self._stored_whole
         ends: dict[str, set[bytes]] = {}
         for name, constant in self.graph.graph.constants.items():
             part = found.get(name)
@@ -99,6 +98,10 @@ class Budget:
                     stored += bytes_of(weight.data_type, shape)
                     params += int(np.prod(shape, dtype=np.int64)) if counts else 0
         return params, stored
+
+    @cached_property
+    def _stored_whole(self) -> int:
+        return stored_bytes(self.graph.graph.model)
 
     @cached_property
     def _copies(self) -> Mapping[str, list[str]]:

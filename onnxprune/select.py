@@ -246,6 +246,7 @@ class _Chooser:
     ) -> None:
         self.graph = graph
         self.price = price
+        self._needs: dict[int, tuple[int, int]] = {}  # multiple and floor of each balance set
         self.importance = importance
         self.round_to = round_to
         self.min_channels = min_channels
@@ -258,8 +259,10 @@ class _Chooser:
 
     def _drops(self, balance: BalanceSet, ratio: float) -> list[int]:
         """Units each cell loses: a function of its slots, so that rows agree."""
-        multiple = self._multiple(balance)
-        floor = max(ceil(self.min_channels / self._rows(cell)) for cell in balance.cells)
+        if id(balance) not in self._needs:  # asked for at every level of every set
+            floor = max(ceil(self.min_channels / self._rows(cell)) for cell in balance.cells)
+            self._needs[id(balance)] = (self._multiple(balance), floor)
+        multiple, floor = self._needs[id(balance)]
         drops: dict[int, int] = {}
         for cell in balance.cells:
             size = cell.units.size * cell.slots
