@@ -176,6 +176,15 @@ DataPath: TypeAlias = Annotated[
         "--data", metavar="FILE.npz", help="Inputs of yours: to rank, to restore and to verify on."
     ),
 ]
+Importance: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--importance",
+        metavar="NAME",
+        help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
+        "--data activation, wanda, obs; or path.py:function.",
+    ),
+]
 Seed: TypeAlias = Annotated[
     int, typer.Option("--seed", parser=_whole(0), metavar="N", help="For everything random.")
 ]
@@ -320,15 +329,7 @@ def shrink(
             show_default=False,
         ),
     ] = None,
-    importance: Annotated[
-        str,
-        typer.Option(
-            "--importance",
-            metavar="NAME",
-            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
-            "--data activation, wanda, obs; or path.py:function.",
-        ),
-    ] = "auto",
+    importance: Importance = "auto",
     aggregate: Annotated[
         Aggregate | None,
         typer.Option("--aggregate", help="How weights that make one channel combine."),
@@ -521,15 +522,7 @@ def sensitivity(
     data: DataPath = None,
     labels: Labels = None,
     metric: Metric = None,
-    importance: Annotated[
-        str,
-        typer.Option(
-            "--importance",
-            metavar="NAME",
-            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
-            "--data activation, wanda, obs; or path.py:function.",
-        ),
-    ] = "auto",
+    importance: Importance = "auto",
     attention: AttentionMode = Attention.heads,
     restore: Annotated[
         Unrestored, typer.Option("--restore", help="Cuts are measured as they are.")
@@ -604,15 +597,7 @@ def sweep(
     scope: Annotated[
         Scope, typer.Option("--scope", help="The ratio of each group, or of the whole model.")
     ] = Scope.local,
-    importance: Annotated[
-        str,
-        typer.Option(
-            "--importance",
-            metavar="NAME",
-            help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
-            "--data activation, wanda, obs; or path.py:function.",
-        ),
-    ] = "auto",
+    importance: Importance = "auto",
     round_to: Annotated[
         int,
         typer.Option(

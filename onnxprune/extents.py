@@ -57,11 +57,6 @@ class Layer:
         """Each channel has filters of its own."""
         return self.op_type in CONVOLUTIONS and self.extents[0] > 1 and self.extents[1] == 1
 
-    @property
-    def weight_elements(self) -> int:
-        """Elements of the second factor."""
-        return _elements(self, self.extents)
-
     def blocked(self, extents: Extents, block: int) -> bool:
         """Whether the runtime computes it in its blocked layout, channels in blocks of 8 or 16.
 

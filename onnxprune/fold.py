@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import onnx
 from onnx import TensorProto
@@ -97,12 +98,14 @@ class _Folder:
 
     def _type(self, name: str) -> int:
         """Element type of a tensor as the file declares it, 0 where it does not."""
-        if not hasattr(self, "_types"):
-            graph = self.model.proto.graph
-            values = (*graph.value_info, *graph.input, *graph.output)
-            self._types = {value.name: value.type.tensor_type.elem_type for value in values}
-            self._types |= {name: weight.data_type for name, weight in self.weights.items()}
         return int(self._types.get(name, TensorProto.UNDEFINED))
+
+    @cached_property
+    def _types(self) -> dict[str, int]:
+        graph = self.model.proto.graph
+        values = (*graph.value_info, *graph.input, *graph.output)
+        declared = {value.name: value.type.tensor_type.elem_type for value in values}
+        return declared | {name: weight.data_type for name, weight in self.weights.items()}
 
     def _weight(self, name: str) -> Weight | None:
         chain, leaves = self._behind(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -110,12 +111,10 @@ class Planner:
             found["latency"] = self.latency(keep)
         return found
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
         """Costs of the model's cuts."""
-        if not hasattr(self, "_budget"):
-            self._budget = Budget(self.graph)
-        return self._budget
+        return Budget(self.graph)
 
     def _cut(self, values: Importance, ratio: float) -> PruningPlan:
         wish = self.wish

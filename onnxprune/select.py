@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import ceil, gcd
@@ -392,6 +392,3 @@ class _Chooser:
             finite = finite / mean
         ordered = finite[cell.units[self._order(cell)]]
         return np.concatenate([[0.0], np.cumsum(ordered)])
-
-
-Importance = Callable[[ChannelGroup], Float64Array]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import erf, sqrt
+
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune.analyse import analyse
@@ -61,8 +64,6 @@ def test_mean_behind_relu_is_the_closed_form() -> None:
     graph = analyse(norm_then("r = Relu(n)"))
     found = spreads(graph.graph, graph.envs[0])["r"].mean
     assert found[0] == pytest.approx(1 / np.sqrt(2 * np.pi), abs=1e-4)
-    from math import erf, sqrt
-
     closed = 0.3 * 0.5 * (1 + erf(0.3 / sqrt(2))) + PHI
     assert found[3] == pytest.approx(closed, abs=1e-4)
     assert found[4] == pytest.approx(0.7, abs=1e-6)
@@ -72,9 +73,7 @@ def test_tensors_of_different_origin_add_means_and_variances() -> None:
     model = norm_then(
         "b = Conv(n, w2) m = BatchNormalization(b, beta, gamma, mean, var) r = Add(n, m)"
     )
-    model.proto.graph.initializer.append(
-        __import__("onnx").numpy_helper.from_array(normal(5, 5, 1, 1), "w2")
-    )
+    model.proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(5, 5, 1, 1), "w2"))
     graph = analyse(model)
     found = spreads(graph.graph, graph.envs[0])["r"]
     gamma, beta = np.asarray([1, 2, 0.5, -1, 0]), np.asarray([0, 0.6, -1, 0.3, 0.7])
