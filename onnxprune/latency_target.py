@@ -12,10 +12,11 @@ from onnxprune.aim import Keep
 from onnxprune.data import Data, random_data
 from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
-from onnxprune.latency import LatencyTable, compare_timings, measure
+from onnxprune.latency import LatencyTable
 from onnxprune.rewrite import operate
 from onnxprune.runtime import RuntimeUnavailable, cannot_run
 from onnxprune.select import PruningPlan
+from onnxprune.timing import compare_timings, measure
 from onnxprune.types import AnyArray, Latency
 
 _log = logging.getLogger(__name__)

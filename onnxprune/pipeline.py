@@ -19,7 +19,6 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
-from onnxprune.latency import compare_timings, measure
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
@@ -43,6 +42,7 @@ from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
+from onnxprune.timing import compare_timings, measure
 from onnxprune.twin import masked_twin
 from onnxprune.types import Latency, Limits, Refitted, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE

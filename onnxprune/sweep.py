@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,14 +14,12 @@ from onnxprune.gauges import Gauge, Measure
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
-from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
+from onnxprune.runtime import RuntimeUnavailable, cannot_run, session
 from onnxprune.score import Importance
 from onnxprune.select import select
+from onnxprune.timing import measure_sessions
 
-_WARM_UP = 2  # rounds that are not counted
-_ROUNDS = 15
-_LEAST_ROUNDS = 5
-_LONGEST = 20.0  # seconds after which the least number of rounds will do
+_TIMED = 0.2  # seconds for each model
 
 
 class _Part(BaseModel):
@@ -120,34 +116,20 @@ def measured(
             reference = first.run(batch)
             for tally, one in zip(tallies, loaded, strict=True):
                 tally.add(reference, one.run(batch))
-        spent = latencies(loaded, probe)
+        spent = measure_sessions(loaded, probe, seconds=_TIMED * len(loaded), threads=None)
     except RuntimeUnavailable as error:
         raise cannot_run(error, original) from error
     found = []
-    for point, tally, seconds in zip(points, tallies, spent, strict=True):
+    for point, tally, timing in zip(points, tallies, spent, strict=True):
         figure = tally.result()
         loss = gauge.loss(figure, baseline)
         found.append(
             point.model_copy(
                 update={
-                    "latency_ms": round(1e3 * seconds, 4),
+                    "latency_ms": round(1e3 * timing.seconds, 4),
                     "figure": finite(figure),
                     "loss": finite(loss),
                 }
             )
         )
     return tuple(found)
-
-
-def latencies(loaded: Sequence[Session], probe: Batch) -> list[float]:
-    """Median seconds of one run of each session, taken in turns so that all meet the same noise."""
-    spent: list[list[float]] = [[] for _ in loaded]
-    begun = time.perf_counter()
-    for number in range(_WARM_UP + _ROUNDS):
-        if number >= _WARM_UP + _LEAST_ROUNDS and time.perf_counter() - begun > _LONGEST:
-            break
-        for times, one in zip(spent, loaded, strict=True):
-            start = time.perf_counter()
-            one.run(probe)
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times[_WARM_UP:]) for times in spent]

@@ -28,7 +28,7 @@ ORDER = tuple(
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
-    extents staircase latency
+    extents staircase timing latency
     stepwise refit restore moments compensate
     alignment cost density budget aim planning latency_target recipe
     drift verify

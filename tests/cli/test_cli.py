@@ -326,7 +326,7 @@ def test_compare_prints_times_their_ratio_and_its_interval(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from onnxprune import pipeline
-    from onnxprune.latency import Timing, timing
+    from onnxprune.timing import Timing, timing
 
     asked: list[object] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +13,7 @@ import pytest
 from onnxprune.cli import run
 from onnxprune.report import plots
 from onnxprune.report.schemas import stored
+from onnxprune.timing import Timing, timing
 from tests.small import MODELS, conv_chain, parsed, reloaded
 
 VGG = MODELS / "fashion_vgg.onnx"
@@ -212,3 +214,21 @@ def test_sweep_prints_a_row_for_each_ratio(capsys: pytest.CaptureFixture[str]) -
     assert lines[0].split()[:4] == ["ratio", "params", "MACs", "latency"]
     assert [line.split()[0] for line in lines[1:3]] == ["0", "0.5"]
     assert "latency in ONNX Runtime at x 1x3x8x8" in lines[3]
+
+
+def test_sweep_takes_its_latency_from_the_one_way_of_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def measured(
+        loaded: list[object], feeds: object, *, seconds: float, threads: int | None
+    ) -> list[Timing]:
+        asked.append((len(loaded), seconds, threads))
+        return [timing([0.004, 0.002, 0.003]), timing([0.001])]
+
+    monkeypatch.setattr(import_module("onnxprune.sweep"), "measure_sessions", measured)
+    assert called("sweep", "chain.onnx", "--ratios", "0,0.5", "--json") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [point["latency_ms"] for point in points] == [3.0, 1.0]
+    assert asked == [(2, pytest.approx(0.4), None)]

@@ -12,22 +12,21 @@ from onnxprune.data import random_data
 from onnxprune.extents import Extents, Layer, alone, extents_of
 from onnxprune.graph import Node
 from onnxprune.groups import random_keep
-from onnxprune.latency import (
-    LatencyTable,
+from onnxprune.latency import LatencyTable, source_of
+from onnxprune.prepare import prepare
+from onnxprune.rewrite import operate
+from onnxprune.runtime import Kernel, profile, session
+from onnxprune.select import PruningPlan
+from onnxprune.staircase import Grid, axes_of, fit
+from onnxprune.timing import (
     Peculiarities,
     Timing,
     compare_timings,
     interleaved,
     measure,
     median_interval,
-    source_of,
     timing,
 )
-from onnxprune.prepare import prepare
-from onnxprune.rewrite import operate
-from onnxprune.runtime import Kernel, profile, session
-from onnxprune.select import PruningPlan
-from onnxprune.staircase import Grid, axes_of, fit
 from onnxprune.types import AnyArray
 from tests.small import conv_chain, parsed
 

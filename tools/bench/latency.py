@@ -29,10 +29,11 @@ from onnxprune.data import random_data
 from onnxprune.extents import Extents, Layer
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import load
-from onnxprune.latency import LatencyTable, Peculiarities, compare_timings, measure, time_layers
+from onnxprune.latency import LatencyTable
 from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import PruningPlan, select
+from onnxprune.timing import Peculiarities, compare_timings, measure, time_layers
 
 RATIOS = ((0.1, 1), (0.25, 1), (0.4, 1), (0.5, 1), (0.6, 1), (0.75, 1), (0.3, 16), (0.6, 16))
 LEFT_OUT = 3  # random widths of each layer
