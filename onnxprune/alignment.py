@@ -1,49 +1,307 @@
-"""How many channels suit the hardware: what each group should be a multiple of, and what it is.
+"""How many channels suit the hardware: what each layer wants, and what each group is rounded to.
 
-Tensor Cores take fp16 and bf16 in eights, int8 in sixteens and TensorRT's int8 layouts in
-thirty-twos (NVIDIA, "Matrix Multiplication Background", and TensorRT's best practices).
+Tensor Cores take channels in and out of a layer in eights for floats, in sixteens where the weight
+holds a 2:4 pattern, and in TensorRT's int8 layouts in thirty-twos; a width between two multiples
+is padded to the next and costs as much (NVIDIA, "Optimizing for Tensor Cores" in TensorRT's best
+practices, and "Matrix Multiplication Background"). Their largest tile is 64 wide.
+
+What a group of coupled channels is rounded to:
+
+* the least common multiple of what every layer that makes or reads it wants: the strictest;
+* counted in units, so that a head of 16 channels is aligned by itself;
+* a grouped convolution wants the inputs of *each* group to be a multiple, where each has at least
+  two of them;
+* halved until a group can lose half of what it has and still be a multiple: one that is too narrow
+  for that gets 4, 2 or 1.
+
+64 costs nothing where the width that is left is a multiple of 64 anyway: the group keeps not one
+channel more than at the smaller step. That is what is reported as a step of 64. Rounding further up
+for it would keep channels that were to go, so it is never done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd, lcm
 
+import numpy as np
 from onnx import TensorProto
 
+from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph
-from onnxprune.types import ChannelGroup
+from onnxprune.moments import seen_weight
+from onnxprune.types import AnyArray, ChannelGroup, LayerStats, WeightAxis, Width
 
-FOR_FLOATS, FOR_INT8 = 8, 32
-_INT8 = (TensorProto.INT8, TensorProto.UINT8)
+FOR_FLOATS, FOR_PATTERN, FOR_INT8, FREE = 8, 16, 32, 64
+_RUN, _MOST = 4, 2  # of the pattern: non-zeros in a run
+_INT8: Mapping[int, str] = {TensorProto.INT8: "int8", TensorProto.UINT8: "uint8"}
+_SPELLED: Mapping[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+# Operators with a weight as second input, and the axis of that weight that is summed over.
+_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 0}
+_PRODUCTS = ("Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one layer wants its channels to be a multiple of.
+
+    Attributes:
+        node: The layer.
+        weight: Constant that holds its weight.
+        multiple: Of what its channels in and out should be a multiple.
+        kind: What asks for it: the type of the weight, or its pattern.
+        groups: Groups of a convolution, 1 elsewhere.
+    """
+
+    node: Node
+    weight: str
+    multiple: int
+    kind: str
+    groups: int
 
 
 def steps(graph: DependencyGraph) -> Mapping[int, int]:
-    """What the width of each prunable group should stay a multiple of, by group id.
+    """What the units of each prunable group should stay a multiple of, by group id."""
+    found = Alignment(graph)
+    return {group.id: found.step(group) for group in graph.prunable}
 
-    8 for floats and 32 for quantized weights; half of that, and so on, for groups that are too
-    narrow to keep two steps or are no multiple to begin with.
+
+class Alignment:
+    """What the layers of a model want, and what that makes of its groups.
+
+    Attributes:
+        graph: The analysis.
+        wants: Every layer that multiplies by a constant weight, by label and operator.
     """
-    return {group.id: _step(graph, group) for group in graph.prunable}
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        self.graph = graph
+        found = tuple(_wants(graph))
+        self.wants = {(want.node.label, want.node.op_type): want for want in found}
+        self._readers: dict[str, list[Want]] = {}
+        for want in found:
+            self._readers.setdefault(want.weight, []).append(want)
+        self._axes: dict[str, list[tuple[ChannelGroup, WeightAxis]]] = {}
+        self._made: dict[str, ChannelGroup] = {}
+        for group in graph.groups:
+            for axis in (*group.producers, *group.consumers, *group.parameters):
+                self._axes.setdefault(axis.tensor, []).append((group, axis))
+            for axis in group.producers:
+                self._made.setdefault(axis.node, group)
+
+    def step(self, group: ChannelGroup) -> int:
+        """What the units of a group should stay a multiple of."""
+        step = lcm(*(units for units, _ in self._asked(group)))
+        while step > 1 and group.size < 2 * step:
+            step //= 2
+        return step
+
+    def _asked(self, group: ChannelGroup) -> Iterator[tuple[int, Want | None]]:
+        """How many units each layer wants a multiple of, and the layer."""
+        some = False
+        for axis in (*group.producers, *group.consumers, *group.parameters):
+            each = max(1, axis.index.size // group.size)
+            for want in self._readers.get(axis.tensor, ()):
+                some = True
+                multiple = want.multiple
+                of_all = multiple * want.groups
+                if axis.role == "consumer" and axis.index.size >= 2 * of_all:
+                    multiple = of_all
+                yield multiple // gcd(multiple, each), want
+        if not some:
+            each = max(1, group.width // group.size)
+            yield FOR_FLOATS // gcd(FOR_FLOATS, each), None
+
+    def said(self, group: ChannelGroup, kept: int) -> str:
+        """Whether what a group keeps suits the hardware, in words.
+
+        Args:
+            group: The group.
+            kept: Width that is left of it.
+        """
+        layers = [want for _, want in self._asked(group) if want is not None]
+        wanted = max((want.multiple for want in layers), default=FOR_FLOATS)
+        if kept % wanted == 0:
+            widest = next(step for step in (FREE, FOR_INT8, FOR_PATTERN, wanted) if not kept % step)
+            return f"aligned to {widest}"
+        reason = f"keeps {kept}, --round-to {wanted} would align it"
+        if group.frozen is not None:
+            reason = f"frozen at {kept}"
+        elif self.step(group) * max(1, group.width // group.size) % wanted:
+            reason = f"only {group.width} to begin with"
+        return f"not aligned to {wanted}: {reason}"
+
+    # -- the two sides of a layer --------------------------------------------------------------
+
+    def widths(self, before: LayerStats, after: LayerStats | None) -> tuple[Width, Width] | None:
+        """Channels into and out of a layer; None where its weight is no constant.
+
+        Args:
+            before: The layer in the original.
+            after: The same after a cut, None where there was none.
+        """
+        want = self.wants.get((before.node, before.op_type))
+        if want is None or not before.inputs or not before.outputs:
+            return None
+        read = [before.inputs // before.groups]
+        made = [before.outputs]
+        if after is not None:
+            read.append(after.inputs // after.groups)
+            made.append(after.outputs)
+        return self._side(want, read, reads=True), self._side(want, made, reads=False)
+
+    def _side(self, want: Want, widths: list[int], *, reads: bool) -> Width:
+        groups = self._groups(want, reads=reads)
+        left = widths[-1]
+        step = self._step_of_side(want, groups, reads=reads)
+        aligned = left % want.multiple == 0
+        if aligned and left % FREE == 0:
+            step, why = FREE, f"{FREE} costs nothing"
+        elif aligned:
+            why = self._why(want, groups, step)
+        else:
+            why = self._why_not(want, groups, widths, step, reads=reads)
+        return Width(
+            before=widths[0],
+            after=left if len(widths) > 1 else None,
+            wants=want.multiple,
+            step=step,
+            aligned=aligned,
+            why=why,
+        )
+
+    def _groups(self, want: Want, *, reads: bool) -> list[tuple[ChannelGroup, WeightAxis]]:
+        """Groups that lie along one side, and where."""
+        roles = {"consumer"} if reads else {"producer"}
+        if not reads and want.groups > 1:
+            roles.add("parameter")  # the filters of a depthwise convolution
+        return [(g, axis) for g, axis in self._axes.get(want.weight, ()) if axis.role in roles]
+
+    def _step_of_side(
+        self, want: Want, groups: list[tuple[ChannelGroup, WeightAxis]], *, reads: bool
+    ) -> int:
+        """What the width of a side is rounded to, in channels; what is wanted where it is fixed."""
+        free = [(group, axis) for group, axis in groups if group.frozen is None]
+        step = gcd(*(self.step(g) * max(1, axis.index.size // g.size) for g, axis in free))
+        if reads and step:
+            step //= gcd(step, want.groups)
+        return step or want.multiple
+
+    def _why(self, want: Want, groups: list[tuple[ChannelGroup, WeightAxis]], step: int) -> str:
+        own = f"{want.multiple} for {want.kind}"
+        if step <= want.multiple:
+            return own
+        for group, axis in groups:
+            if axis.index.size > group.size:
+                return f"{own}; whole {group.unit}s go"
+            for _, other in self._asked(group):
+                if other is not None and other.multiple > want.multiple:
+                    return f"{other.multiple} for {other.kind} of '{other.node.label}', tied to it"
+        return own
+
+    def _why_not(
+        self,
+        want: Want,
+        groups: list[tuple[ChannelGroup, WeightAxis]],
+        widths: list[int],
+        step: int,
+        *,
+        reads: bool,
+    ) -> str:
+        before, left = widths[0], widths[-1]
+        each = f" in each of {want.groups} groups" if reads and want.groups > 1 else ""
+        if each and before == 1:
+            return "each filter reads 1 channel"
+        frozen = next((group.frozen for group, _ in groups if group.frozen is not None), None)
+        if frozen is not None:
+            return f"frozen at {left}{each}: {frozen}"
+        if not groups:
+            return self._origin(want.node, left) if reads else f"fixed at {left}"
+        if step % want.multiple:
+            return f"only {before}{each} to begin with"
+        whole = f"{before}{each} to begin with" if left == before else f"{left}{each} are left"
+        return f"{whole}: a cut by --round-to auto would align them"
+
+    def _origin(self, layer: Node, width: int) -> str:
+        """Why the channels that a layer reads are in no group: where they come from."""
+        graph = self.graph.graph
+        pending, seen = [layer.inputs[0]], set[str]()
+        while pending:
+            name = pending.pop(0)
+            if name in graph.inputs:
+                channels = "channel" if width == 1 else "channels"
+                return f"{width} {channels} of input '{name}'"
+            maker = graph.producer.get(name)
+            if maker is None or name in seen:
+                continue
+            seen.add(name)
+            group = self._made.get(maker.label)
+            if group is not None:
+                return f"frozen at {width}: {group.frozen or 'they lie along another axis'}"
+            pending += [n for n in maker.inputs if n and n not in graph.derived]
+        return f"fixed at {width}"
 
 
-def _step(graph: DependencyGraph, group: ChannelGroup) -> int:
-    constants = graph.graph.constants
-    weights = [constants[axis.tensor].weight.data_type for axis in group.producers]
-    step = FOR_INT8 if weights and all(kind in _INT8 for kind in weights) else FOR_FLOATS
-    while step > 1 and (group.size < 2 * step or group.size % step):
-        step //= 2
-    return step
+# -- what layers want ------------------------------------------------------------------------------
 
 
-def alignment(group: ChannelGroup, kept: int, graph: DependencyGraph) -> str:
-    """Whether what a group keeps suits Tensor Cores, in words."""
-    whole = group.frozen is not None
-    for step in (64, 32, 16, 8):
-        if kept % step == 0:
-            return f"aligned to {step}"
-    if whole:
-        return f"not aligned to {FOR_FLOATS}: frozen at {kept}"
-    wanted = _step(graph, group)
-    if wanted < FOR_FLOATS:
-        return f"not aligned to {FOR_FLOATS}: only {group.size} to begin with"
-    return f"not aligned to {FOR_FLOATS}: keeps {kept}, --round-to {FOR_FLOATS} would align it"
+def _wants(found: DependencyGraph) -> Iterator[Want]:
+    graph, env = found.graph, found.envs[0]
+    for node in graph.nodes:
+        axis = _summed_over(node)
+        if axis is None or node.key in graph.derived or node.inputs[0] in graph.derived:
+            continue
+        leaf = _leaf(graph, node.inputs[1])
+        if leaf is None:
+            continue
+        kind = graph.constants[leaf].weight.data_type
+        seen = env.data_type(node.inputs[1])
+        spelled = _SPELLED.get(seen) or TensorProto.DataType.Name(seen).lower()
+        multiple = FOR_FLOATS
+        if kind in _INT8:
+            multiple, spelled = FOR_INT8, _INT8[kind]
+        else:
+            weight = seen_weight(graph, node.inputs[1])
+            if weight is not None and holds_pattern(weight, axis):
+                multiple, spelled = FOR_PATTERN, "the 2:4 pattern"
+        groups = node.int("group", 1) if node.op_type in _CONVOLUTIONS else 1
+        yield Want(node, leaf, multiple, spelled, groups)
+
+
+def _summed_over(node: Node) -> int | None:
+    """Axis of a layer's weight, as the node sees it, that is summed over; None for other nodes."""
+    if len(node.inputs) < 2:
+        return None
+    if node.op_type in _PRODUCTS:
+        return -1 if node.op_type == "Gemm" and node.int("transB", 0) else -2
+    return _CONVOLUTIONS.get(node.op_type)
+
+
+def _leaf(graph: Graph, name: str) -> str | None:
+    """The constant behind a weight, None where it is computed at run time."""
+    while name not in graph.constants:
+        if name not in graph.derived or name not in graph.producer:
+            return None
+        name = graph.producer[name].inputs[0]
+    return name
+
+
+def holds_pattern(weight: AnyArray, axis: int) -> bool:
+    """Whether a weight is 2:4 sparse: at most two of every four neighbours are not zero.
+
+    Args:
+        weight: As its layer sees it.
+        axis: The axis that is summed over; less than four there are no pattern.
+    """
+    if weight.ndim < 2 or weight.shape[axis] < _RUN:
+        return False
+    runs = np.moveaxis(weight, axis, 0)
+    # Of nearly every weight the first run tells already.
+    return _sparse(runs[:_RUN]) and _sparse(runs) and bool(np.any(runs))
+
+
+def _sparse(runs: AnyArray) -> bool:
+    starts = np.arange(0, len(runs), _RUN)
+    filled = np.add.reduceat((runs != 0).astype(np.uint8), starts, axis=0)
+    return bool((filled <= _MOST).all())

@@ -152,22 +152,24 @@ def _layers(graph: Graph, env: Environment) -> Iterator[LayerStats]:
         params = sum(_parameters_of(graph, node))
         macs = _macs(node, env)
         if params or macs:
-            traffic = _traffic(node, env) if macs else (0, 0, 0, False)
+            traffic = _traffic(node, env) if macs else (0, 0, 0, False, 1)
             yield LayerStats(node.label, node.op_type, params, macs, *traffic)
 
 
-def _traffic(node: Node, env: Environment) -> tuple[int, int, int, bool]:
-    """Bytes moved, channels read and made, whether each channel has filters of its own."""
+def _traffic(node: Node, env: Environment) -> tuple[int, int, int, bool, int]:
+    """Bytes moved, channels read and made, whether each has filters of its own, and groups."""
     names = [name for name in (*node.inputs, *node.outputs) if name]
     moved = sum(_bytes_of(name, env) for name in names)
     x, y = env.shape(node.inputs[0]), env.shape(node.outputs[0])
     w = env.shape(node.inputs[1]) if len(node.inputs) > 1 else None
     convolution = "Conv" in node.op_type
     axis = 1 if convolution else -1
-    inputs = x[axis] if x and len(x) >= 2 else 0
+    read = 0 if node.op_type == "Gemm" and node.int("transA", 0) else axis
+    inputs = x[read] if x and len(x) >= 2 else 0
     outputs = y[axis] if y and len(y) >= 2 else 0
     depthwise = bool(convolution and w and len(w) > 2 and w[1] == 1 and inputs == outputs > 1)
-    return moved, inputs, outputs, depthwise
+    groups = node.int("group", 1) if convolution else 1
+    return moved, inputs, outputs, depthwise, groups
 
 
 def _bytes_of(name: str, env: Environment) -> int:

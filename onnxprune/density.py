@@ -46,8 +46,7 @@ def thinnest(found: tuple[Change, ...], count: int) -> tuple[Change, ...]:
 def warnings(before: ModelStats, after: ModelStats) -> Iterator[str]:
     """What a cut left too thin to be fast: at most one line for each way of being so."""
     found = changes(before, after)
-    odd = [c for c in found if c.after.depthwise and c.after.outputs % ALIGNMENT]
-    odd = [c for c in odd if not c.before.outputs % ALIGNMENT]
+    odd = [c for c in found if _odd(c)]
     if odd:
         worst = max(odd, key=lambda change: change.before.macs)
         yield (
@@ -65,6 +64,17 @@ def warnings(before: ModelStats, after: ModelStats) -> Iterator[str]:
             f"it will not get faster by as much as its MACs say: try --min-channels {FEWEST} "
             f"or --round-to {FEWEST}"
         )
+
+
+def is_thin(change: Change) -> bool:
+    """Whether a cut left a layer too thin to be fast, however little of the model it is."""
+    return _odd(change) or _thin(change)
+
+
+def _odd(change: Change) -> bool:
+    """A depthwise Conv is off the multiple that its fast kernels want, and was not before."""
+    before, after = change.before, change.after
+    return after.depthwise and bool(after.outputs % ALIGNMENT) and not before.outputs % ALIGNMENT
 
 
 def _thin(change: Change) -> bool:

@@ -24,6 +24,7 @@ from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
+from onnxprune.report.layers import layer_reports
 from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import (
     AnyModel,
@@ -231,6 +232,8 @@ def shrink(
         restored=layers,
         written=tuple(files),
         latency=times,
+        layers=layer_reports(graph, before, after),
+        rounded=asked.rounding != 1,
     )
 
 
@@ -420,10 +423,11 @@ def inspect(
         method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
         with clock.stage("select"):
             idle = without_effect(graph)
+    cost = stats(graph)
     return graph, Report(
         verb="inspect",
         input_path=str(original.path or ""),
-        before=stats(graph),
+        before=cost,
         output_path=None,
         after=None,
         importance=method,
@@ -436,6 +440,7 @@ def inspect(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         without_effect=idle,
+        layers=layer_reports(graph, cost),
     )
 
 
@@ -478,12 +483,13 @@ def compare(
             drift = measure_drift(before, after, fed)
         other = _analyse(after, graph.stand_ins, Mode(), clock)
         timed = _latency(before, after, fed, threads) if latency else None
+    costs = stats(graph), stats(other)
     return Report(
         verb="compare",
         input_path=str(before.path or ""),
-        before=stats(graph),
+        before=costs[0],
         output_path=str(after.path or ""),
-        after=stats(other),
+        after=costs[1],
         importance="",
         importance_why="",
         exact=None,
@@ -494,6 +500,7 @@ def compare(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         latency=timed,
+        layers=layer_reports(other, *costs),
     )
 
 

@@ -140,6 +140,7 @@ class LayerStats:
         inputs: Channels it reads, 0 where that is not known.
         outputs: Channels it makes, likewise.
         depthwise: It has filters of its own for each channel.
+        groups: Groups of a convolution, 1 elsewhere.
     """
 
     node: str
@@ -150,6 +151,7 @@ class LayerStats:
     inputs: int = 0
     outputs: int = 0
     depthwise: bool = False
+    groups: int = 1
 
     @property
     def density(self) -> float:
@@ -275,6 +277,48 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Width:
+    """Channels on one side of a layer; of a grouped convolution's inputs those of one group.
+
+    Attributes:
+        before, after: How many; after is None where nothing was cut.
+        wants: What the hardware wants them to be a multiple of.
+        step: What rounding to ``auto`` makes them a multiple of.
+        aligned: They are what the hardware wants.
+        why: Why they are not; or why that step.
+    """
+
+    before: int
+    after: int | None
+    wants: int
+    step: int
+    aligned: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer that multiplies, in the report.
+
+    Attributes:
+        before, after: What it costs; after is None where nothing was cut.
+        thin: The cut left it too thin to be fast.
+        inputs, outputs: Its channels; None where it multiplies by no constant weight.
+    """
+
+    before: LayerStats
+    after: LayerStats | None
+    thin: bool
+    inputs: Width | None
+    outputs: Width | None
+
+    @property
+    def aligned(self) -> bool:
+        """Channels in and out are what the hardware wants."""
+        return all(side is None or side.aligned for side in (self.inputs, self.outputs))
+
+
+@dataclass(frozen=True, slots=True)
 class Refitted:
     """What refitting did to one layer.
 
@@ -339,6 +383,8 @@ class Report:
         restored: What refitting did to each layer, in execution order.
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
         latency: Measured times, None where that was not asked for.
+        layers: Every layer that multiplies.
+        rounded: Channels left were rounded to something.
     """
 
     verb: str
@@ -360,3 +406,5 @@ class Report:
     restored: tuple[Refitted, ...] = ()
     without_effect: int | None = None
     latency: Latency | None = None
+    layers: tuple[LayerReport, ...] = ()
+    rounded: bool = False

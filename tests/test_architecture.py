@@ -33,8 +33,8 @@ ORDER = tuple(
     alignment cost density budget aim planning latency_target recipe
     drift verify
     gauges cluster jobs suffix sensitivity curves sweep
-    report report.clock report.model report.ops report.build report.schemas report.tables
-    report.plots report.studies
+    report report.clock report.model report.ops report.layers report.build report.schemas
+    report.tables report.plots report.studies
     request pipeline studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)

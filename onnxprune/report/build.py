@@ -8,21 +8,26 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune.alignment import alignment
+from onnxprune.alignment import Alignment
 from onnxprune.cost import stats, stats_after
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.report.clock import peak_memory
+from onnxprune.report.layers import layer_reports
 from onnxprune.report.model import (
+    CostJson,
+    DensityJson,
     DriftJson,
     GroupJson,
     LatencyJson,
+    LayerJson,
     OperatorJson,
     RefittedJson,
     ReportJson,
     StatsJson,
     TwinJson,
     VerifyJson,
+    WidthJson,
 )
 from onnxprune.report.ops import OperatorUse
 from onnxprune.select import PruningPlan
@@ -32,10 +37,12 @@ from onnxprune.types import (
     GroupReport,
     IntArray,
     Latency,
+    LayerReport,
     ModelStats,
     Report,
     TwinResult,
     Verdict,
+    Width,
 )
 
 NOT_VERIFIED = Verdict("none", "not asked for", None, {}, "")
@@ -52,12 +59,13 @@ def report(
         plan: From ``select``.
         verdict: From ``verify``.
     """
+    before, after = stats(plan.graph), stats_after(plan.graph, pruned, plan.keep)
     return Report(
         verb="shrink",
         input_path=str(model.path or ""),
-        before=stats(plan.graph),
+        before=before,
         output_path=None,
-        after=stats_after(plan.graph, pruned, plan.keep),
+        after=after,
         importance="",
         importance_why="",
         exact=plan.graph.exact(plan.keep),
@@ -66,6 +74,7 @@ def report(
         stand_ins=plan.graph.stand_ins,
         seconds={},
         peak_memory_bytes=peak_memory(),
+        layers=layer_reports(plan.graph, before, after),
     )
 
 
@@ -86,8 +95,9 @@ def group_reports(
     )
     if not aligned:
         return tuple(found)
+    alignment = Alignment(graph)
     return tuple(
-        replace(one, why=_joined(one.why, alignment(group, one.kept, graph)))
+        replace(one, why=_joined(one.why, alignment.said(group, one.kept)))
         for one, group in zip(found, graph.groups, strict=True)
     )
 
@@ -164,6 +174,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
             for one in report.restored
         ],
         latency=None if report.latency is None else _latency(report.latency),
+        layers=[_layer(layer) for layer in report.layers],
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -224,6 +235,26 @@ def _latency(found: Latency) -> LatencyJson:
         runs=found.runs,
         predicted_ms=None if found.predicted is None else 1e3 * found.predicted,
     )
+
+
+def _layer(layer: LayerReport) -> LayerJson:
+    before, after = layer.before, layer.after
+    return LayerJson(
+        node=before.node,
+        op_type=before.op_type,
+        macs=CostJson(before=before.macs, after=None if after is None else after.macs),
+        bytes=CostJson(
+            before=before.moved_bytes, after=None if after is None else after.moved_bytes
+        ),
+        density=DensityJson(before=before.density, after=None if after is None else after.density),
+        thin=layer.thin,
+        inputs=_width(layer.inputs),
+        outputs=_width(layer.outputs),
+    )
+
+
+def _width(side: Width | None) -> WidthJson | None:
+    return None if side is None else WidthJson.model_validate(asdict(side))
 
 
 def _finite(value: float | None) -> float | None:

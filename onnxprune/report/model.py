@@ -92,6 +92,52 @@ class RefittedJson(_Part):
     ridge: float | None
 
 
+class CostJson(_Part):
+    """A cost before and after the cut; ``after`` is null where nothing was cut."""
+
+    before: int
+    after: int | None
+
+
+class DensityJson(_Part):
+    """Multiply-accumulates for each byte moved, before and after the cut."""
+
+    before: float
+    after: float | None
+
+
+class WidthJson(_Part):
+    """Channels on one side of a layer; of a grouped convolution's inputs those of one group.
+
+    ``wants`` is what the hardware wants a multiple of, ``step`` what ``--round-to auto`` rounds to;
+    ``why`` says why they are not aligned, or why that step.
+    """
+
+    before: int
+    after: int | None
+    wants: int
+    step: int
+    aligned: bool
+    why: str
+
+
+class LayerJson(_Part):
+    """One layer that multiplies; of two models, those they share by name.
+
+    ``bytes`` are moved by one run, weights included; ``thin``: the cut left it too thin to be fast.
+    ``inputs`` and ``outputs`` are null where it multiplies by no constant weight.
+    """
+
+    node: str
+    op_type: str
+    macs: CostJson
+    bytes: CostJson
+    density: DensityJson
+    thin: bool
+    inputs: WidthJson | None
+    outputs: WidthJson | None
+
+
 class LatencyJson(_Part):
     """Median times of two models in milliseconds, their ratio and its interval at 95 %."""
 
@@ -124,3 +170,4 @@ class ReportJson(_Part):
     without_effect: int | None
     restored: list[RefittedJson]
     latency: LatencyJson | None = None
+    layers: list[LayerJson] = []

@@ -14,7 +14,16 @@ from rich.text import Text
 from onnxprune.density import Change, changes, thinnest
 from onnxprune.groups import DependencyGraph
 from onnxprune.report.ops import NO_RULE, OperatorUse
-from onnxprune.types import ChannelGroup, Drift, GroupReport, Latency, ModelStats, Report
+from onnxprune.types import (
+    ChannelGroup,
+    Drift,
+    GroupReport,
+    Latency,
+    LayerReport,
+    ModelStats,
+    Report,
+    Width,
+)
 
 _MOST_OUTPUTS = 6
 _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
@@ -31,6 +40,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     """Before and after, what was cut, drift, and the closing line."""
     if verbose:
         yield group_table(report.groups)
+        yield alignment_table(report.layers)
     cut = sum(group.kept < group.size for group in report.groups)
     free = sum(group.frozen is None for group in report.groups)
     yield _line(
@@ -40,6 +50,8 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     )
     assert report.after is not None
     yield _cost_table(report.before, report.after, "before", "after")
+    if verbose or report.rounded:
+        yield from _alignment_lines(report.layers)
     yield from _restored_lines(report, verbose=verbose)
     if report.latency is not None:
         yield _line(_times(report.latency))
@@ -126,6 +138,38 @@ def group_table(groups: Sequence[GroupReport], *, cut: bool = True, every: bool 
             Text(f"frozen: {group.frozen}" if group.frozen else group.why),
         )
     return table
+
+
+def alignment_table(layers: Sequence[LayerReport]) -> Table:
+    """Channels into and out of each layer, what they go by, and why that or why not."""
+    table = _table("layer", ">channels in", ">by", "", ">out", ">by", "")
+    for layer in layers:
+        if layer.inputs is not None and layer.outputs is not None:
+            sides = (_side(layer.inputs), _side(layer.outputs))
+            table.add_row(Text(layer.before.node), *(cell for side in sides for cell in side))
+    return table
+
+
+def _side(width: Width) -> tuple[str, str, Text]:
+    before, after = str(width.before), str(width.before if width.after is None else width.after)
+    not_aligned = "" if width.aligned else "not aligned: "
+    return _became(before, after), str(width.step), Text(not_aligned + width.why)
+
+
+def _alignment_lines(layers: Sequence[LayerReport]) -> Iterable[RenderableType]:
+    """How many layers are aligned, and for each reason that others are not, where and how many."""
+    weighted = [layer for layer in layers if layer.inputs is not None]
+    if not weighted:
+        return
+    aligned = sum(layer.aligned for layer in weighted)
+    yield _line(f"aligned for Tensor Cores: {aligned} of {len(weighted)} layers")
+    reasons: dict[str, list[str]] = {}
+    for layer in weighted:
+        for side, words in ((layer.inputs, "into"), (layer.outputs, "out of")):
+            if side is not None and not side.aligned:
+                reasons.setdefault(side.why, []).append(f"{words} {layer.before.node}")
+    for reason, places in reasons.items():
+        yield _line(f"  {reason}: {_some(places)}")
 
 
 def _units(group: GroupReport) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
-from onnxprune.density import changes, thinnest, warnings
+from onnxprune.density import changes, is_thin, thinnest, warnings
 from onnxprune.types import LayerStats, ModelStats
 from tests.small import conv_chain, parsed
 
@@ -89,3 +89,20 @@ def test_depthwise_layers_off_the_alignment_are_warned_of() -> None:
     assert "--round-to 4" in said
     even = model(layer("a", 52, 52, depthwise=True), layer("b", 28, 28, depthwise=True))
     assert list(warnings(before, even)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "thin"),
+    [
+        pytest.param(layer("a", 64, 64), layer("a", 64, 12), True, id="few channels"),
+        pytest.param(layer("a", 64, 64), layer("a", 64, 16), False, id="enough channels"),
+        pytest.param(
+            layer("a", 64, 64, depthwise=True), layer("a", 51, 51, depthwise=True), True, id="odd"
+        ),
+    ],
+)
+def test_layers_that_a_cut_left_too_thin_are_told_apart(
+    before: LayerStats, after: LayerStats, thin: bool
+) -> None:
+    (change,) = changes(model(before), model(after))
+    assert is_thin(change) is thin

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from onnxprune import planning
-from onnxprune.alignment import alignment, steps
 from onnxprune.analyse import analyse
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
@@ -235,48 +234,3 @@ def test_groups_are_weighed_by_what_cutting_them_does() -> None:
         assert np.array_equal(np.argsort(plain), np.argsort(values[group.id]))
     plan = Planner(graph, Wish(ratio=0.4, scope="global"), data).plan(values)
     assert plan.keep[faint.id].size < plan.keep[loud.id].size
-
-
-# --------------------------------------------------------------------------------------- alignment
-
-
-def widths(*sizes: int) -> DependencyGraph:
-    return analyse(conv_chain((3, *sizes), bn=False))
-
-
-@pytest.mark.parametrize(
-    ("size", "step"),
-    [(64, 8), (16, 8), (15, 1), (12, 4), (24, 8), (8, 4), (6, 2), (4, 2), (2, 1), (20, 4)],
-)
-def test_round_to_auto_takes_eights_or_what_a_narrow_group_can_keep(size: int, step: int) -> None:
-    graph = widths(size)
-    assert list(steps(graph).values()) == [step]
-
-
-def test_int8_weights_go_by_thirty_twos() -> None:
-    rng = np.random.default_rng(0)
-    model = parsed(
-        """g (float[1,3,4,4] x) => (float[1,4,4,4] y) {
-            d = DequantizeLinear(w, s) h = Conv(x, d) r = Relu(h)
-            e = DequantizeLinear(v, s) y = Conv(r, e)
-        }""",
-        w=rng.integers(-99, 99, (128, 3, 1, 1)).astype(np.int8),
-        v=rng.integers(-99, 99, (4, 128, 1, 1)).astype(np.int8),
-        s=np.array(0.01, np.float32),
-    )
-    graph = analyse(model)
-    assert list(steps(graph).values()) == [32]
-
-
-def test_what_auto_rounds_to_is_kept() -> None:
-    graph = widths(64, 12, 48)
-    plan = Planner(graph, Wish(ratio=0.4, round_to=steps(graph))).plan(score(graph, "l1"))
-    kept = [plan.keep[group.id].size for group in graph.prunable]
-    assert kept == [40, 8, 32]
-    said = [alignment(g, k, graph) for g, k in zip(graph.prunable, kept, strict=True)]
-    assert said == ["aligned to 8", "aligned to 8", "aligned to 32"]
-    first, second, _ = graph.prunable
-    assert alignment(first, 39, graph) == "not aligned to 8: keeps 39, --round-to 8 would align it"
-    assert alignment(second, 11, graph) == "not aligned to 8: only 12 to begin with"
-    frozen = replace(first, frozen="held")
-    assert alignment(frozen, 39, graph) == "not aligned to 8: frozen at 39"
