@@ -77,10 +77,12 @@ class Restoring(StrEnum):
     refit = "refit"
 
 
-class Unrestored(StrEnum):
+class RestoringAlone(StrEnum):
     """How accuracy is restored where every group is cut alone."""
 
     none = "none"
+    bias = "bias"
+    refit = "refit"
 
 
 class Level(StrEnum):
@@ -198,6 +200,15 @@ AllowNorm: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--allow-norm", help="Also cut what a normalisation averages over; not exact, and said so."
+    ),
+]
+DryRun: TypeAlias = Annotated[
+    bool, typer.Option("--dry-run", help="Do everything but write files.")
+]
+Outlook: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be measured and about how long it takes; write nothing."
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -420,9 +431,7 @@ def shrink(
         Path | None,
         typer.Option("--recipe-out", metavar="FILE", help="Write the recipe as JSON."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Do everything but write files.")
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -525,8 +534,13 @@ def sensitivity(
     importance: Importance = "auto",
     attention: AttentionMode = Attention.heads,
     restore: Annotated[
-        Unrestored, typer.Option("--restore", help="Cuts are measured as they are.")
-    ] = Unrestored.none,
+        RestoringAlone,
+        typer.Option(
+            "--restore",
+            help="Measure cuts as they are, with the mean of what goes in biases, or with the "
+            "layers that read the group refitted to --data.",
+        ),
+    ] = RestoringAlone.none,
     input_shape: Shapes = None,
     seed: Seed = 0,
     jobs: Annotated[
@@ -545,6 +559,7 @@ def sensitivity(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from what the output file holds.")
     ] = False,
+    dry_run: Outlook = False,
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -573,9 +588,10 @@ def sensitivity(
             plot=plot,
             resume=resume,
             force=force,
+            dry_run=dry_run,
             progress=progress,
         )
-    with printing(written):
+    with printing(*([] if dry_run else [written])):
         if json:
             print_json(found.as_json())
         elif not quiet:
@@ -612,6 +628,7 @@ def sweep(
         typer.Option("-o", "--output", metavar="FILE", help="Write what --json prints."),
     ] = None,
     plot: Plot = None,
+    dry_run: Outlook = False,
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -637,6 +654,7 @@ def sweep(
             output=output,
             plot=plot,
             force=force,
+            dry_run=dry_run,
             progress=progress,
         )
     with printing():

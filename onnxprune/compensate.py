@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.layers import layer_of, matrix
-from onnxprune.moments import seen_weight, spreads
+from onnxprune.moments import Spread, seen_weight, spreads
 from onnxprune.select import PruningPlan
 from onnxprune.survivors import Survivors
 from onnxprune.types import Absorption
@@ -19,14 +19,20 @@ def compensated(plan: PruningPlan) -> PruningPlan:
 
     Exact for the mean where no zero padding is; at a padded border the bias is a little too much.
     """
-    return replace(plan, absorbed=(*plan.absorbed, *_absorptions(plan)))
+    known = spreads(plan.graph.graph, plan.graph.envs[0])
+    return replace(plan, absorbed=(*plan.absorbed, *absorptions(plan, known)))
 
 
-def _absorptions(plan: PruningPlan) -> Iterator[Absorption]:
+def absorptions(plan: PruningPlan, known: Mapping[str, Spread]) -> Iterator[Absorption]:
+    """What the means of dropped channels gave to each node that reads them.
+
+    Args:
+        plan: The cut.
+        known: From ``spreads`` of its graph.
+    """
     graph = plan.graph.graph
     survivors = Survivors(plan.graph.tracer.traces[0], plan.graph.dead(plan.keep))
     env = plan.graph.envs[0]
-    known = spreads(graph, env)
     for node in graph.nodes:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain:
             continue

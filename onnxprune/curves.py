@@ -74,6 +74,13 @@ class MetricEntry(_Part):
     sha256: str
 
 
+class Estimate(_Part):
+    """What a dry run says of the run: cuts it would measure, and about how long that takes."""
+
+    points: int
+    seconds: float
+
+
 class Sensitivity(_Part):
     """What the verb ``sensitivity`` found."""
 
@@ -83,7 +90,7 @@ class Sensitivity(_Part):
     model: ModelEntry
     importance: str
     attention: _ATTENTION
-    restore: Literal["none"] = "none"
+    restore: Literal["none", "bias", "refit"] = "none"
     input_shape: dict[str, tuple[int, ...]] = {}
     seed: int = 0
     ratios: tuple[float, ...]
@@ -97,10 +104,14 @@ class Sensitivity(_Part):
     groups: tuple[CurveEntry, ...] = ()
     complete: bool = False
     seconds: float = 0.0
+    estimate: Estimate | None = Field(
+        default=None, description="Of a dry run, which measures nothing."
+    )
 
     def as_json(self) -> dict[str, object]:
         """One JSON object."""
-        return self.model_dump(mode="json", by_alias=True)
+        left_out = {"estimate"} if self.estimate is None else set()
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out)
 
     def with_curves(
         self, found: Mapping[tuple[int, ...], CurveEntry], *, complete: bool, seconds: float
@@ -253,9 +264,14 @@ class Allowance:
         return cls(found, hashlib.sha256(Path(path).read_bytes()).hexdigest(), max_loss)
 
     def ratios(
-        self, graph: DependencyGraph, importance: str, most: float | None
+        self, graph: DependencyGraph, importance: str, most: float | None, restore: str
     ) -> dict[int, float]:
-        """As ``allowed_ratios``, with a warning where the ranking was another."""
+        """As ``allowed_ratios``, with a warning where cuts were ranked or restored otherwise."""
+        if self.found.restore not in ("none", restore):
+            _log.warning(
+                "groups were measured with restore %s: with %s each loses more",
+                self.found.restore, restore,
+            )  # fmt: skip
         if importance != self.found.importance:
             _log.warning(
                 "groups were measured with importance %s and are cut by %s",

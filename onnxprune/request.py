@@ -139,7 +139,7 @@ class Request:
             )
         allowed = None
         if self.allowance is not None:
-            allowed = self.allowance.ratios(graph, values.method, self.ratio)
+            allowed = self.allowance.ratios(graph, values.method, self.ratio, self.restoring(data))
         with clock.stage("select"):
             plan = Planner(graph, self._wish(graph, allowed), data, latency=latency).plan(values)
         return plan, values.method, values.why

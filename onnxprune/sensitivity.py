@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, nan
 from pathlib import Path
 
 from onnxprune.analyse import analyse
@@ -11,6 +12,7 @@ from onnxprune.feeds import Batch
 from onnxprune.gauges import Gauge
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, serialize
+from onnxprune.restored_twin import Restored, Restorer, data_of
 from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
 from onnxprune.score import Importance, Scorer, score
 from onnxprune.select import PruningPlan, select
@@ -44,6 +46,7 @@ class Study:
         baseline: The gauge's figure for the original.
         todo: Numbers of the families in the order they are likely to be done.
         budget: Bytes of border tensors that one process keeps.
+        restore: How each cut is made up for, as in ``Restorer``.
     """
 
     model: Path | bytes
@@ -57,6 +60,7 @@ class Study:
     baseline: float
     todo: tuple[int, ...]
     budget: int = BUDGET
+    restore: str = "none"
 
     def open(self, threads: int | None) -> Callable[[int], list[Point]]:
         """The function that measures one family of groups, after an analysis of its own."""
@@ -70,7 +74,12 @@ class Study:
 
 
 class Bench:
-    """Measures one family of groups after another on one analysis."""
+    """Measures one family of groups after another on one analysis.
+
+    Attributes:
+        suffixes: What is run again for each family of which something goes, by its number.
+        rounds: How often the original is run.
+    """
 
     def __init__(
         self,
@@ -85,16 +94,21 @@ class Bench:
         self._threads = threads
         self._families = families(graph)
         self._plans = {number: self._plan(number) for number in study.todo}
-        self._suffixes = {
-            number: Suffix.of(plans) for number, plans in self._plans.items() if plans
+        samples = sum(samples_of(batch) for batch in study.batches)
+        self._restorer = Restorer(graph, study.restore, samples=samples, seed=study.seed)
+        self.suffixes = {
+            number: Suffix.of(plans, self._restorer.readers(plans))
+            for number, plans in self._plans.items()
+            if plans
         }
         outputs = [name for name in graph.graph.outputs if name in graph.graph.producer]
         self._outputs = tuple(dict.fromkeys(outputs))
         wanted = {
-            number: tuple(dict.fromkeys((*suffix.border, *self._outputs)))
-            for number, suffix in self._suffixes.items()
+            number: tuple(dict.fromkeys((*suffix.border, *self._outputs, *data_of(suffix.readers))))
+            for number, suffix in self.suffixes.items()
         }
         sizes = border_bytes(graph, {n for names in wanted.values() for n in names}, study.batches)
+        self.rounds = max(1, ceil(sum(sizes.values()) / max(study.budget, 1)))
         self._borders = Borders(
             graph.graph, study.batches, wanted, sizes, study.budget, self._threads
         )
@@ -108,6 +122,16 @@ class Bench:
                 found.append(plan)
         return found
 
+    def unmeasured(self, number: int) -> list[Point]:
+        """How many units go at each ratio; the figures are not numbers."""
+        return [
+            Point(ratio, self._removes(number, ratio), nan, nan) for ratio in self._study.ratios
+        ]
+
+    def _removes(self, number: int, ratio: float) -> int:
+        family = self._families[number]
+        return one_family(self._graph, self._importance, family, ratio).removes
+
     def measure(self, number: int) -> list[Point]:
         """A point for each ratio.
 
@@ -120,20 +144,25 @@ class Bench:
             raise cannot_run(error, self._graph.graph.source) from error
         points = []
         for ratio in self._study.ratios:
-            plan = one_family(self._graph, self._importance, self._families[number], ratio)
-            figure = figures[plan.removes]
-            loss = self._study.gauge.loss(figure, self._study.baseline) if plan.removes else 0.0
-            points.append(Point(ratio, plan.removes, figure, loss))
+            removes = self._removes(number, ratio)
+            figure = figures[removes]
+            loss = self._study.gauge.loss(figure, self._study.baseline) if removes else 0.0
+            points.append(Point(ratio, removes, figure, loss))
         return points
 
     def _figures(self, number: int) -> dict[int, float]:
         """The figure by how many units went."""
         none = 0.0 if self._study.gauge.measure == "drift" else self._study.baseline
-        if number not in self._suffixes:
+        if number not in self.suffixes:
             return {0: none}
-        suffix, plans = self._suffixes[number], self._plans[number]
+        suffix, plans = self.suffixes[number], self._plans[number]
         tallies = [self._study.gauge.tally() for _ in plans]
-        runner = _Runner(suffix, self._threads)
+        restored: Sequence[Restored | None] = [None for _ in plans]
+        if suffix.readers:
+            restored = self._restorer.restored(
+                plans, suffix.readers, lambda: self._borders.of(number)
+            )
+        runner = _Runner(suffix, restored, self._threads)
         for kept in self._borders.of(number):
             border = {name: kept[name] for name in suffix.border}
             reference = {name: kept[name] for name in self._outputs if name in kept}
@@ -147,9 +176,11 @@ class Bench:
 class _Runner:
     """Runs a suffix for every plan; the session is made for the first batch and serves all."""
 
-    def __init__(self, suffix: Suffix, threads: int | None) -> None:
+    def __init__(
+        self, suffix: Suffix, restored: Sequence[Restored | None], threads: int | None
+    ) -> None:
         self._suffix = suffix
-        self._feeds = [suffix.feeds(number) for number in range(len(suffix.edits))]
+        self._feeds = [suffix.feeds(number, one) for number, one in enumerate(restored)]
         self._threads = threads
         self._session: Session | None = None
 
@@ -159,6 +190,11 @@ class _Runner:
             self._session = self._suffix.load(border, self._feeds[0], threads=self._threads)
         for feeds in self._feeds:
             yield self._session.run({**border, **feeds})
+
+
+def samples_of(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
 
 
 def one_family(

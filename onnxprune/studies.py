@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from onnxprune import __version__, curves
+from onnxprune import __version__, curves, estimate
 from onnxprune.analyse import analyse
 from onnxprune.curves import MetricEntry, ModelEntry, Sensitivity
 from onnxprune.data import Data, load_data
 from onnxprune.errors import UnsupportedModelError, UsageError
-from onnxprune.feeds import Batch
 from onnxprune.functions import UserFunction
 from onnxprune.gauges import Gauge, read_labels
 from onnxprune.groups import DependencyGraph
@@ -25,11 +24,12 @@ from onnxprune.recipe import digest, layout
 from onnxprune.report.clock import Progress
 from onnxprune.report.ops import nothing_prunable
 from onnxprune.report.plots import check_plot, sensitivity_plot, sweep_plot
-from onnxprune.request import AnyModel, Mode, check_outputs, check_sources
+from onnxprune.request import AnyModel, Mode, check_outputs, check_restore, check_sources
+from onnxprune.restored_twin import WAYS
 from onnxprune.score import Importance, score
-from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portable
+from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portable, samples_of
 from onnxprune.suffix import families
-from onnxprune.sweep import Sweep, cut_at, measured
+from onnxprune.sweep import Sweep, SweepPoint, cut_at, measured
 from onnxprune.types import AnyArray, Shape
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -54,12 +54,13 @@ def sensitivity(
     plot: Path | str | None = None,
     resume: bool = False,
     force: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Cut every channel group alone at each ratio, and measure what that costs.
 
     Groups whose rows must keep equal counts are cut together. Only what lies behind the cut is run
-    again; the result is that of the masked twin.
+    again; without restoring, the result is that of the masked twin.
 
     Args:
         model: A path, a loaded model, or a message.
@@ -71,7 +72,9 @@ def sensitivity(
             None) that gives a number, the higher the better; the loss is how far it falls.
         importance: How channels are ranked, as in ``score``.
         attention: As in ``analyse``.
-        restore: Only ``none`` so far.
+        restore: How each cut is made up for before it is measured: ``none``, ``bias`` (the mean of
+            what goes, without data) or ``refit`` (the layers that read the group are fitted to
+            ``data``, layers behind them are not: what is left after ``shrink`` refits all is less).
         input_shapes: Concrete shapes for symbolic inputs.
         seed: For random inputs and ``importance="random"``.
         jobs: Processes on this machine.
@@ -80,6 +83,8 @@ def sensitivity(
         plot: PNG or SVG file, or None.
         resume: Go on from what ``output`` holds of the same measurement.
         force: Overwrite what exists.
+        dry_run: Say what would be measured and about how long it would take in this process
+            (``estimate``), and write nothing.
         progress: Called with what is done now.
 
     Returns:
@@ -93,8 +98,9 @@ def sensitivity(
         MissingExtraError: Dask or matplotlib is asked for and not installed.
     """
     begun = time.perf_counter()
-    if restore != "none":
-        raise UsageError(f"restore is '{restore}'", hint="only none exists in this version")
+    if restore not in WAYS:
+        raise UsageError(f"restore is '{restore}'", hint="give none, bias or refit")
+    check_restore(restore, data)
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}", hint="give 1 or more")
     if resume and output is None:
@@ -102,19 +108,19 @@ def sensitivity(
     if scheduler is not None:
         check_cluster()
     chosen = _checked(ratios)
-    check_outputs(model, output, plot, force=force or resume)
+    check_outputs(model, output, plot, force=force or resume or dry_run)
     check_plot(plot)
     subject = _Subject.of(
         model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
     )
     check_sources(subject.model, output, plot)
-    run = subject.document(chosen, attention, input_shapes or {}, seed)
+    run = subject.document(chosen, attention, restore, input_shapes or {}, seed)
     family_of = dict(enumerate(families(subject.graph)))
     found = {}
     if resume and output is not None and Path(output).exists():
         found = curves.done_before(output, run)
     todo = tuple(number for number, family in family_of.items() if family not in found)
-    abroad = jobs > 1 or scheduler is not None
+    abroad = (jobs > 1 or scheduler is not None) and not dry_run
     study = Study(
         model=portable(subject.model, shipped=scheduler is not None) if abroad else b"",
         attention=attention,
@@ -127,7 +133,16 @@ def sensitivity(
         baseline=subject.baseline,
         todo=todo,
         budget=BUDGET // jobs,
+        restore=restore,
     )
+    if dry_run:
+        bench = Bench(study, subject.graph, subject.importance)
+        for number in todo:
+            points = bench.unmeasured(number)
+            found[family_of[number]] = curves.curve(subject.graph, family_of[number], points)
+        expected = estimate.of_sensitivity(bench, subject.graph, study.batches)
+        run = run.with_curves(found, complete=False, seconds=time.perf_counter() - begun)
+        return run.model_copy(update={"estimate": expected})
     here = _Here(study, subject.graph, subject.importance)
     left = _Left(len(todo), progress)
     for number, points in each(study if abroad else here, todo, jobs=jobs, scheduler=scheduler):
@@ -160,6 +175,7 @@ def sweep(
     output: Path | str | None = None,
     plot: Path | str | None = None,
     force: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
     """Cut the whole model at each ratio: cost, latency, and drift or accuracy of what is left.
@@ -179,6 +195,8 @@ def sweep(
         output: JSON file, or None.
         plot: PNG or SVG file, or None.
         force: Overwrite what exists.
+        dry_run: Say what each ratio leaves and about how long measuring it would take
+            (``estimate``); measure and write nothing.
         progress: Called with what is done now.
 
     Raises:
@@ -190,20 +208,34 @@ def sweep(
     """
     begun = time.perf_counter()
     chosen = _checked(ratios)
-    check_outputs(model, output, plot, force=force)
+    check_outputs(model, output, plot, force=force or dry_run)
     check_plot(plot)
     subject = _Subject.of(
         model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
     )
     check_sources(subject.model, output, plot)
     graph = subject.graph
-    made, points = [], []
+    made: list[Model] = []
+    points: Sequence[SweepPoint] = ()
     for ratio in chosen:
         _say(progress, f"cut {ratio:g}")
         one, point = cut_at(graph, subject.importance, ratio, scope=scope, round_to=round_to)
         made.append(one)
-        points.append(point)
-    _say(progress, "run")
+        points = (*points, point)
+    expected = None
+    if dry_run:
+        expected = estimate.of_sweep(graph, points, subject.data.batches)
+    else:
+        _say(progress, "run")
+        points = measured(
+            made,
+            points,
+            original=subject.model,
+            batches=subject.data.batches,
+            probe=made_up_data(graph, seed).batches[0],
+            gauge=subject.gauge,
+            baseline=subject.baseline,
+        )
     found = Sweep(
         schema=1,
         version=__version__,
@@ -216,20 +248,13 @@ def sweep(
         samples=subject.data.samples,
         baseline=curves.finite(subject.baseline),
         stand_ins=dict(graph.stand_ins),
-        points=measured(
-            made,
-            points,
-            original=subject.model,
-            batches=subject.data.batches,
-            probe=made_up_data(graph, seed).batches[0],
-            gauge=subject.gauge,
-            baseline=subject.baseline,
-        ),
+        points=tuple(points),
         seconds=round(time.perf_counter() - begun, 3),
+        estimate=expected,
     )
-    if output is not None:
+    if output is not None and not dry_run:
         curves.write(output, found)
-    if plot is not None:
+    if plot is not None and not dry_run:
         sweep_plot(found, Path(plot))
     return found
 
@@ -273,7 +298,7 @@ class _Subject:
             raise UnsupportedModelError(nothing_prunable(graph))
         fed = given if given is not None else made_up_data(graph, seed)
         if isinstance(labels, str | Path):
-            labels = read_labels(labels, fed.samples, _samples(fed.batches[0]))
+            labels = read_labels(labels, fed.samples, samples_of(fed.batches[0]))
         gauge = Gauge(labels, function)
         _say(progress, "run")
         figure = baseline(graph, fed.batches, gauge)
@@ -283,6 +308,7 @@ class _Subject:
         self,
         ratios: tuple[float, ...],
         attention: str,
+        restore: str,
         input_shapes: Mapping[str, Shape],
         seed: int,
     ) -> Sensitivity:
@@ -298,6 +324,7 @@ class _Subject:
             ),
             importance=self.importance.method,
             attention=attention,  # type: ignore[arg-type]  # Mode checked it
+            restore=restore,  # type: ignore[arg-type]  # one of the three
             input_shape={name: tuple(shape) for name, shape in input_shapes.items()},
             seed=seed,
             ratios=ratios,
@@ -353,10 +380,6 @@ def _say(progress: Progress | None, what: str) -> None:
 
 def _path(model: Model) -> str | None:
     return None if model.path is None else str(model.path)
-
-
-def _samples(batch: Batch) -> int:
-    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from onnxprune.feeds import Batch, inputs_of
 from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import LARGE, Model, Weight
+from onnxprune.restored_twin import Reader, Restored, shift_shape
 from onnxprune.runtime import Session, session
 from onnxprune.select import PruningPlan
 from onnxprune.twin import TwinEdits, twin_edits
@@ -49,6 +51,7 @@ def part(
     outputs: Sequence[str],
     fed: Mapping[str, onnx.TypeProto],
     masks: Mapping[tuple[int, int], str] | None = None,
+    shifts: Mapping[int, str] | None = None,
 ) -> Model:
     """The nodes between some tensors and others, as a model.
 
@@ -59,6 +62,7 @@ def part(
             left out.
         masks: For the index of a node and the position of one of its inputs, the name of a fed
             tensor that this input is multiplied by.
+        shifts: For the index of a node, the name of a fed tensor that is added to its output.
     """
     chosen = sorted(_between(graph, outputs, fed), key=lambda node: node.index)
     source = graph.model.proto
@@ -67,7 +71,7 @@ def part(
     proto.functions.extend(source.functions)
     proto.graph.name = "part"
     for node in chosen:
-        proto.graph.node.extend(_masked(node, masks or {}))
+        proto.graph.node.extend(_edited(node, masks or {}, (shifts or {}).get(node.index)))
     names = {name for node in chosen for name in (*node.inputs, *node.captures)}
     deferred: dict[str, Weight] = {}
     for name in sorted((names & set(graph.constants)) - set(fed)):
@@ -97,9 +101,11 @@ def _between(graph: Graph, outputs: Iterable[str], fed: Mapping[str, object]) ->
     return list(found.values())
 
 
-def _masked(node: Node, masks: Mapping[tuple[int, int], str]) -> Iterator[onnx.NodeProto]:
+def _edited(
+    node: Node, masks: Mapping[tuple[int, int], str], shift: str | None
+) -> Iterator[onnx.NodeProto]:
     positions = [p for p in range(len(node.inputs)) if (node.index, p) in masks]
-    if not positions:
+    if not positions and shift is None:
         yield node.proto
         return
     copy = onnx.NodeProto()
@@ -108,7 +114,11 @@ def _masked(node: Node, masks: Mapping[tuple[int, int], str]) -> Iterator[onnx.N
         mask = masks[node.index, position]
         copy.input[position] = f"{mask}_product"
         yield helper.make_node("Mul", [node.inputs[position], mask], [copy.input[position]])
+    if shift is not None:
+        copy.output[0] = f"{shift}_before"
     yield copy
+    if shift is not None:
+        yield helper.make_node("Add", [copy.output[0], shift], [node.outputs[0]])
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ class Suffix:
         border: Tensors made before any cut that nodes behind it read, graph inputs included.
         outputs: Graph outputs that the cuts can change.
         edits: What each plan does.
+        readers: Layers that are restored.
     """
 
     graph: DependencyGraph
@@ -131,10 +142,11 @@ class Suffix:
     border: tuple[str, ...]
     outputs: tuple[str, ...]
     edits: tuple[TwinEdits, ...]
+    readers: tuple[Reader, ...] = ()
 
     @classmethod
-    def of(cls, plans: Sequence[PruningPlan]) -> Suffix:
-        """The suffix that serves several plans of one graph."""
+    def of(cls, plans: Sequence[PruningPlan], readers: Sequence[Reader] = ()) -> Suffix:
+        """The suffix that serves several plans of one graph, some layers of it restored."""
         dependency = plans[0].graph
         graph = dependency.graph
         edits = [twin_edits(plan) for plan in plans]
@@ -144,11 +156,36 @@ class Suffix:
             for one in edits
             for node, mask in one.masks
         }
-        border, outputs = _frontier(dependency, changed, {index for index, _ in masks})
-        return cls(dependency, tuple(sorted(changed)), masks, border, outputs, tuple(edits))
+        edited = {index for index, _ in masks} | {reader.node.index for reader in readers}
+        border, outputs = _frontier(dependency, changed, edited)
+        return cls(
+            dependency,
+            tuple(sorted(changed)),
+            masks,
+            border,
+            outputs,
+            tuple(edits),
+            tuple(readers),
+        )
 
-    def feeds(self, number: int) -> dict[str, AnyArray]:
-        """What one plan feeds besides the border: changed constants and masks, by input name."""
+    @cached_property
+    def shifts(self) -> Mapping[int, str]:
+        """Name of what is added to the output of each restored layer, by index of its node."""
+        return {r.node.index: f"onnxprune_shift_{r.node.index}" for r in self.readers}
+
+    @cached_property
+    def nodes(self) -> Sequence[Node]:
+        """Nodes that are run again."""
+        fed = dict.fromkeys((*self.border, *self.changed))
+        return _between(self.graph.graph, self.outputs, fed)
+
+    def feeds(self, number: int, restored: Restored | None = None) -> dict[str, AnyArray]:
+        """What one plan feeds besides the border: changed constants, masks, what is restored.
+
+        Args:
+            number: Of the plan.
+            restored: What makes up for it; needed where there are readers.
+        """
         edits = self.edits[number]
         graph, env = self.graph.graph, self.graph.envs[0]
         feeds: dict[str, AnyArray] = {}
@@ -166,7 +203,19 @@ class Suffix:
             values.reshape(-1)[list(mask.zero)] = 0
             name = self.masks[node.index, mask.input]
             feeds[name] = values.astype(feeds[name].dtype)
+        if restored is not None:
+            feeds |= restored.weights
+            feeds |= self._shifts(restored)
         return feeds
+
+    def _shifts(self, restored: Restored) -> Iterator[tuple[str, AnyArray]]:
+        env = self.graph.envs[0]
+        for reader in self.readers:
+            made = reader.node.outputs[0]
+            dtype = helper.tensor_dtype_to_np_dtype(env.data_type(made))
+            shift = restored.shifts.get(reader.node.index, np.zeros(1))
+            shape = shift_shape(reader.node, len(env.shape(made) or ()))
+            yield self.shifts[reader.node.index], shift.reshape(shape).astype(dtype)
 
     def load(self, border: Batch, feeds: Batch, *, threads: int | None = None) -> Session:
         """A session that takes the border and the feeds of a plan.
@@ -185,11 +234,12 @@ class Suffix:
             name: _tensor_type(array, exact=static and env.shape(name) == array.shape)
             for name, array in border.items()
         }
-        mask_names = set(self.masks.values())
+        broadcast = {*self.masks.values(), *self.shifts.values()}
         types |= {
-            name: _tensor_type(array, exact=name not in mask_names) for name, array in feeds.items()
+            name: _tensor_type(array, exact=name not in broadcast) for name, array in feeds.items()
         }
-        return session(part(self.graph.graph, self.outputs, types, self.masks), threads=threads)
+        made = part(self.graph.graph, self.outputs, types, self.masks, self.shifts)
+        return session(made, threads=threads)
 
 
 def _tensor_type(array: AnyArray, *, exact: bool) -> onnx.TypeProto:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.cost import stats, stats_after
-from onnxprune.curves import finite
+from onnxprune.curves import Estimate, finite
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Gauge, Measure
 from onnxprune.groups import DependencyGraph
@@ -19,7 +19,7 @@ from onnxprune.score import Importance
 from onnxprune.select import select
 from onnxprune.timing import measure_sessions
 
-_TIMED = 0.2  # seconds for each model
+TIMED = 0.2  # seconds for each model
 
 
 class _Part(BaseModel):
@@ -34,7 +34,9 @@ class SweepPoint(_Part):
     params: int
     macs: int
     bytes: int
-    latency_ms: float = Field(description="Median of runs at the stand-in shapes.")
+    latency_ms: float | None = Field(
+        description="Median of runs at the stand-in shapes; null in a dry run."
+    )
     figure: float | None = Field(description="Drift, accuracy, or what the metric gave.")
     loss: float | None = Field(description="Drift, or how far the figure fell.")
 
@@ -56,10 +58,14 @@ class Sweep(_Part):
     stand_ins: dict[str, tuple[int, ...]]
     points: tuple[SweepPoint, ...]
     seconds: float
+    estimate: Estimate | None = Field(
+        default=None, description="Of a dry run, which measures nothing."
+    )
 
     def as_json(self) -> dict[str, object]:
         """One JSON object."""
-        return self.model_dump(mode="json", by_alias=True)
+        left_out = {"estimate"} if self.estimate is None else set()
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out)
 
 
 def cut_at(
@@ -78,7 +84,7 @@ def cut_at(
         params=left.params,
         macs=left.macs,
         bytes=left.bytes,
-        latency_ms=0.0,
+        latency_ms=None,
         figure=None,
         loss=None,
     )
@@ -116,7 +122,7 @@ def measured(
             reference = first.run(batch)
             for tally, one in zip(tallies, loaded, strict=True):
                 tally.add(reference, one.run(batch))
-        spent = measure_sessions(loaded, probe, seconds=_TIMED * len(loaded), threads=None)
+        spent = measure_sessions(loaded, probe, seconds=TIMED * len(loaded), threads=None)
     except RuntimeUnavailable as error:
         raise cannot_run(error, original) from error
     found = []

@@ -32,7 +32,8 @@ ORDER = tuple(
     stepwise refit restore moments compensate
     alignment cost density budget aim planning latency_target recipe
     drift verify
-    gauges cluster jobs suffix sensitivity curves sweep
+    gauges cluster jobs restored_twin suffix sensitivity curves sweep
+    estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
     request pipeline studies

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
+from math import ceil
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.curves import Sensitivity
+from onnxprune.curves import Estimate, Sensitivity
 from onnxprune.report.plots import SPELLED, name_of
 from onnxprune.report.tables import number
 from onnxprune.sweep import Sweep
@@ -17,22 +19,28 @@ _RANDOM = " (random input: says little about quality)"
 
 
 def sensitivity_report(found: Sensitivity, written: str | None = None) -> Iterable[RenderableType]:
-    """Loss of each group at each ratio."""
+    """Loss of each group at each ratio; of a dry run how many units would go."""
+    planned = found.estimate is not None
     table = _table("group", ">size", *(f">{ratio:g}" for ratio in found.ratios))
     for entry in found.groups:
-        losses = {point.ratio: point.loss for point in entry.points}
+        cells = {p.ratio: str(p.removed) if planned else _figure(p.loss) for p in entry.points}
         table.add_row(
             Text(name_of(entry)),
             str(sum(group.size for group in entry.groups)),
-            *(_figure(losses.get(ratio)) for ratio in found.ratios),
+            *(cells.get(ratio, "–") for ratio in found.ratios),
         )
     yield table
     what = SPELLED[found.measure]
     start = (
         "" if found.measure == "drift" else f"loss of {what}, original {_figure(found.baseline)}"
     )
-    yield Text(f"{start or what} on {_inputs(found.data)} · importance {found.importance}")
-    if written is not None:
+    restored = "" if found.restore == "none" else f" · restored: {found.restore}"
+    yield Text(
+        f"{start or what} on {_inputs(found.data)} · importance {found.importance}{restored}"
+    )
+    if found.estimate is not None:
+        yield _outlook(found.estimate, f"of {len(found.groups)} groups")
+    elif written is not None:
         path = found.model.path or "MODEL"
         yield Text(f"next: onnxprune shrink {path} --sensitivity {written} --max-loss 0.01")
 
@@ -45,7 +53,7 @@ def sweep_report(found: Sweep) -> Iterable[RenderableType]:
             f"{point.ratio:g}",
             number(point.params),
             number(point.macs),
-            f"{point.latency_ms:.3g} ms",
+            "–" if point.latency_ms is None else f"{point.latency_ms:.3g} ms",
             _figure(point.figure),
         )
     yield table
@@ -54,6 +62,14 @@ def sweep_report(found: Sweep) -> Iterable[RenderableType]:
         f"on {_inputs(found.data)} · importance {found.importance}, scope {found.scope} · "
         f"latency in ONNX Runtime at {shapes}"
     )
+    if found.estimate is not None:
+        yield _outlook(found.estimate, "of the model")
+
+
+def _outlook(expected: Estimate, what: str) -> Text:
+    cuts = f"{expected.points} cut{'s' if expected.points != 1 else ''}"
+    spent = timedelta(seconds=ceil(expected.seconds))
+    return Text(f"would measure {cuts} {what} in about {spent}; nothing is measured or written")
 
 
 def _inputs(label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -232,3 +233,59 @@ def test_sweep_takes_its_latency_from_the_one_way_of_measuring(
     points = json.loads(capsys.readouterr().out)["points"]
     assert [point["latency_ms"] for point in points] == [3.0, 1.0]
     assert asked == [(2, pytest.approx(0.4), None)]
+
+
+@pytest.mark.parametrize("verb", ["sensitivity", "sweep"])
+def test_dry_run_says_what_would_be_measured_and_writes_nothing(
+    verb: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    Path("old.json").write_text("kept")
+    before = sorted(folder.iterdir())
+    common = (verb, "chain.onnx", "--ratios", "0.25,0.5", "--dry-run", "-o", "old.json")
+    assert called(*common) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if verb == "sensitivity":
+        assert [line.split() for line in lines[:3]] == [
+            ["group", "size", "0.25", "0.5"],
+            ["w0", "8", "2", "4"],
+            ["w1", "12", "3", "6"],
+        ]
+        assert re.match(r"would measure 4 cuts of 2 groups in about 0:00:\d\d; nothing", lines[-1])
+    else:
+        assert [line.split()[-2:] for line in lines[1:3]] == [["–", "–"]] * 2
+        assert re.match(r"would measure 2 cuts of the model in about 0:00:\d\d;", lines[-1])
+    assert called(*common, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, json.loads(stored(verb)))
+    assert found["estimate"]["points"] == (4 if verb == "sensitivity" else 2)
+    assert found["estimate"]["seconds"] > 0
+    assert sorted(folder.iterdir()) == before
+    assert Path("old.json").read_text() == "kept"
+
+
+def test_sensitivity_after_a_refit_loses_less_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = ("sensitivity", VGG, "--data", "images.npz", "--labels", "labels.npy")
+    common = (*common, "--importance", "l1", "--ratios", "0.5")
+    lost = {}
+    for restore, jobs in (("none", 1), ("bias", 1), ("refit", 2)):
+        options = ("--restore", restore, "--jobs", jobs, "-o", f"{restore}.json")
+        assert called(*common, *options) == 0
+        assert ("restored: refit" in capsys.readouterr().out) == (restore == "refit")
+        found = json.loads(Path(f"{restore}.json").read_text())
+        jsonschema.validate(found, json.loads(stored("sensitivity")))
+        assert found["restore"] == restore
+        lost[restore] = sum(entry["points"][0]["loss"] for entry in found["groups"])
+    assert lost["refit"] < lost["bias"] < lost["none"]
+    # What was measured one way is not gone on with in another, nor cut another way unsaid.
+    assert called(*common, "--restore", "bias", "-o", "refit.json", "--resume") == 2
+    assert "made with another restore" in capsys.readouterr().err
+    shrink = ("shrink", VGG, "--sensitivity", "refit.json", "--max-loss", "0.01", "--dry-run")
+    assert called(*shrink, "--restore", "bias", "--importance", "l1") == 0
+    assert "groups were measured with restore refit" in capsys.readouterr().err
+
+
+def test_refit_without_data_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("sensitivity", "chain.onnx", "--restore", "refit") == 2
+    assert "restore refit needs calibration data" in capsys.readouterr().err
