@@ -217,7 +217,7 @@ class Alignment:
         if frozen is not None:
             return f"frozen at {left}{each}: {frozen}"
         if not groups:
-            return self._origin(want.node, left) if reads else f"fixed at {left}"
+            return self._origin(want.node, left) if reads else f"makes {left}, and all stay"
         if step % want.multiple:
             return f"only {before}{each} to begin with"
         whole = f"{before}{each} to begin with" if left == before else f"{left}{each} are left"
@@ -301,7 +301,11 @@ def holds_pattern(weight: AnyArray, axis: int) -> bool:
     return _sparse(runs[:_RUN]) and _sparse(runs) and bool(np.any(runs))
 
 
-def _sparse(runs: AnyArray) -> bool:
-    starts = np.arange(0, len(runs), _RUN)
-    filled = np.add.reduceat((runs != 0).astype(np.uint8), starts, axis=0)
-    return bool((filled <= _MOST).all())
+def _sparse(weight: AnyArray) -> bool:
+    """Whether each run along the first axis, and what is left of one at the end, is sparse."""
+    filled = (weight != 0).view(np.uint8)
+    whole = len(filled) // _RUN * _RUN
+    runs = [filled[at:whole:_RUN] for at in range(_RUN)]
+    counts = runs[0] + runs[1] + runs[2] + runs[3]
+    rest = filled[whole:].sum(axis=0)
+    return bool((counts <= _MOST).all() and (rest <= _MOST).all())

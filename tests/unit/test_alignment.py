@@ -258,3 +258,13 @@ def test_width_under_a_normalisation_is_frozen_by_its_name() -> None:
     assert inputs is not None
     assert not inputs.aligned
     assert inputs.why.startswith("frozen at 12: LayerNormalization 'n' works over channels")
+
+
+def test_layer_of_one_output_says_that_it_stays() -> None:
+    model = parsed(
+        "g (float[1,8,6] x) => (float[1,8,6] y) { h = Conv<pads=[1,1]>(x, w) y = Mul(x, h) }",
+        w=real(1, 8, 3),
+    )
+    outputs = reported(model)["h"].outputs
+    assert outputs is not None
+    assert (outputs.before, outputs.aligned) == (1, False)
