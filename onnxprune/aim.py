@@ -134,7 +134,7 @@ def _between(
     """Neighbours between two plans: groups that must agree take the stronger cut together."""
     parts = [
         part
-        for part in _together(graph)
+        for part in graph.together
         if any(gentle.keep[group].size != strong.keep[group].size for group in part)
     ]
     first, last = 0, len(parts)
@@ -153,15 +153,3 @@ def _mixed(gentle: PruningPlan, strong: PruningPlan, parts: list[set[int]]) -> P
     keep = {group: (strong if group in taken else gentle).keep[group] for group in gentle.keep}
     why = {group: (strong if group in taken else gentle).why[group] for group in gentle.why}
     return PruningPlan(gentle.graph, keep, why)
-
-
-def _together(graph: DependencyGraph) -> list[set[int]]:
-    """Groups that share a balance set, in the order of the graph."""
-    parts: list[set[int]] = []
-    for balance in graph.balance_sets:
-        groups = {cell.group for cell in balance.cells}
-        for part in [part for part in parts if part & groups]:
-            parts.remove(part)
-            groups |= part
-        parts.append(groups)
-    return sorted(parts, key=min)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.cost import parameters_by_name, stored_bytes
-from onnxprune.groups import DependencyGraph
+from onnxprune.groups import DependencyGraph, half_keep
 from onnxprune.ops.registry import macs_of
 from onnxprune.runs import movement_view
 from onnxprune.slices import Slice, shown_shapes, slices
@@ -112,16 +112,19 @@ class Budget:
 
     @cached_property
     def per_unit(self) -> Mapping[int, Bill]:
-        """What one unit of each prunable group saves, by group id."""
+        """What one unit of each prunable group saves, by id; the mean of groups cut together."""
+        sizes = {group.id: group.size for group in self.graph.prunable}
         found = {}
-        for group in self.graph.prunable:
-            half = np.arange(max(1, group.size // 2))
-            bill, gone = self.of({group.id: half}), group.size - half.size
-            found[group.id] = Bill(
-                max(0, self.whole.params - bill.params) // max(gone, 1),
-                max(0, self.whole.macs - bill.macs) // max(gone, 1),
-                max(0, self.whole.bytes - bill.bytes) // max(gone, 1),
+        for part in self.graph.together:
+            keep = half_keep(self.graph, part)
+            gone = max(1, sum(sizes[group] - units.size for group, units in keep.items()))
+            bill = self.of(keep)
+            saved = Bill(
+                max(0, self.whole.params - bill.params) // gone,
+                max(0, self.whole.macs - bill.macs) // gone,
+                max(0, self.whole.bytes - bill.bytes) // gone,
             )
+            found.update(dict.fromkeys(part, saved))
         return found
 
 

@@ -186,14 +186,14 @@ class Emitter:
 
     def _tensor(self, name: str, deferred: dict[str, Weight]) -> onnx.TensorProto:
         """The constant as a message: with its data where that is small, else to be read later."""
-        weight = self._weight(name)
+        weight = self.weight(name)
         if weight.nbytes <= LARGE:
             return weight.to_proto()
         deferred[name] = weight
         return onnx.TensorProto(name=name, data_type=weight.data_type, dims=weight.shape)
 
-    def _weight(self, name: str) -> Weight:
-        """The constant as it will be written."""
+    def weight(self, name: str) -> Weight:
+        """A constant as it will be written."""
         old = self.graph.constants[name].weight
         edit = self.constants.get(name)
         if edit is None:

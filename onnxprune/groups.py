@@ -68,6 +68,18 @@ class DependencyGraph:
         """Input shapes that costs are counted at."""
         return self.envs[0].inputs
 
+    @cached_property
+    def together(self) -> Sequence[frozenset[int]]:
+        """Ids of prunable groups that share balance sets, in the order of the graph."""
+        parts: list[frozenset[int]] = []
+        for balance in self.balance_sets:
+            groups = frozenset(cell.group for cell in balance.cells)
+            for part in [part for part in parts if part & groups]:
+                parts.remove(part)
+                groups |= part
+            parts.append(groups)
+        return sorted(parts, key=min)
+
     def dead(self, keep: Mapping[int, IntArray]) -> DeadSlots:
         """What goes when each group keeps the units ``keep[group.id]``."""
         table = self.tracer.table
@@ -152,6 +164,16 @@ def random_keep(
             drop = units_to_drop(cell, balance.step, share)
             keep[cell.group][rng.permutation(cell.units)[:drop]] = False
     return {identifier: np.flatnonzero(kept) for identifier, kept in keep.items()}
+
+
+def half_keep(found: DependencyGraph, groups: frozenset[int]) -> Mapping[int, IntArray]:
+    """Groups that share balance sets at half their size, as the sets allow; one unit at least."""
+    keep = {group.id: np.ones(group.size, np.bool_) for group in found.prunable}
+    for balance in found.balance_sets:
+        for cell in balance.cells if balance.cells[0].group in groups else ():
+            drop = units_to_drop(cell, balance.step, 0.5)
+            keep[cell.group][cell.units[cell.units.size - drop :]] = False
+    return {identifier: np.flatnonzero(keep[identifier]) for identifier in groups}
 
 
 def staggered_keep(found: DependencyGraph, phase: int) -> Mapping[int, IntArray]:

@@ -33,7 +33,12 @@ def masked_twin(plan: PruningPlan) -> Model:
     Args:
         plan: From ``select``.
     """
-    return _Twin(plan).build()
+    return _Twin(plan).emitter().build()
+
+
+def twin_emitter(plan: PruningPlan) -> Emitter:
+    """The edits of ``masked_twin``, ready for more of them."""
+    return _Twin(plan).emitter()
 
 
 def twin_masks(plan: PruningPlan) -> tuple[Mask, ...]:
@@ -70,13 +75,13 @@ class _Twin:
         self.dead = plan.graph.dead(plan.keep)
         self.trace = self.tracer.traces[0]
 
-    def build(self) -> Model:
-        """The twin as a model."""
+    def emitter(self) -> Emitter:
+        """The edits that make the twin."""
         emitter, edits = Emitter(self.graph), self.edits()
         emitter.constants.update(edits.constants)
         for node, mask in edits.masks:
             self._insert_mask(emitter, node, mask)
-        return emitter.build()
+        return emitter
 
     def edits(self) -> TwinEdits:
         """What changes, and where."""

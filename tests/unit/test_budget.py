@@ -12,6 +12,7 @@ from onnxprune.analyse import analyse, random_keep
 from onnxprune.budget import Budget, shares
 from onnxprune.cost import stats_after
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.groups import half_keep
 from onnxprune.io import load
 from onnxprune.rewrite import operate
 from onnxprune.score import score
@@ -40,6 +41,20 @@ def test_price_of_a_unit_is_what_it_saves() -> None:
     assert prices[first].params == 3 * 9 + 12 * 9
     assert prices[first].macs == 64 * (3 * 9 + 12 * 9)
     assert prices[second].params == 8 * 9 + 4
+
+
+def test_groups_that_must_be_cut_together_share_one_price() -> None:
+    """Dimensions of heads: of each head as many go, so one alone has no price."""
+    graph = analyse(load(MODELS / "fashion_vit.onnx"), attention="dims")
+    budget = Budget(graph)
+    prices = budget.per_unit
+    assert all(prices[group.id].macs > 0 for group in graph.prunable)
+    for part in graph.together:
+        assert len({prices[group] for group in part}) == 1
+        keep = half_keep(graph, part)
+        gone = sum(g.size - keep[g.id].size for g in graph.prunable if g.id in part)
+        saved = budget.whole.macs - budget.of(keep).macs
+        assert prices[min(part)].macs == saved // gone
 
 
 @pytest.mark.parametrize("name", NETWORKS)

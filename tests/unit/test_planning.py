@@ -9,14 +9,15 @@ import pytest
 
 from onnxprune import planning
 from onnxprune.analyse import analyse
+from onnxprune.cost import stats, stats_after
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.io import Model, load
 from onnxprune.planning import Judge, Planner, Wish
 from onnxprune.rewrite import operate
 from onnxprune.score import score
-from tests.small import conv_chain, parsed
+from tests.small import MODELS, conv_chain, parsed
 
 
 def images(n: int, *, size: int = 16, seed: int = 1, width: int = 3) -> Data:
@@ -42,6 +43,18 @@ def test_target_is_met_from_either_side(measure: str, scope: str | None) -> None
         plan = planner.plan(score(graph, "l1"))
         left = planner.left(plan.keep)[measure]
         assert left == pytest.approx(share, abs=0.04)  # one channel of 16 is worth as much
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+def test_target_is_met_where_rows_must_stay_equal(scope: str) -> None:
+    graph = analyse(load(MODELS / "fashion_vit.onnx"), attention="dims")
+    planner = Planner(graph, Wish(targets={"macs": 0.6}, scope=scope))
+    plan = planner.plan(score(graph, "lamp"))
+    left = Planner(graph, Wish()).left(plan.keep)["macs"]
+    assert left == pytest.approx(0.6, abs=0.01)
+    assert stats_after(graph, operate(plan).model, plan.keep).macs == pytest.approx(
+        left * stats(graph).macs
+    )
 
 
 def test_of_several_targets_the_hardest_binds() -> None:
