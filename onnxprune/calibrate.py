@@ -15,7 +15,7 @@ import onnx
 from onnxprune.data import Data
 from onnxprune.graph import Graph
 from onnxprune.io import Model
-from onnxprune.layers import Layer, columns
+from onnxprune.layers import Layer, columns, groups_of
 from onnxprune.runtime import session
 from onnxprune.shapes import Environment
 from onnxprune.types import AnyArray, Float64Array, Shape
@@ -115,8 +115,8 @@ def grams(
 
 
 def _sizes(pending: Sequence[tuple[Layer, Shape, int]]) -> Iterator[tuple[int, int]]:
-    for layer, _, size in pending:
-        yield layer.groups, size
+    for layer, weight, size in pending:
+        yield groups_of(layer, weight), size
 
 
 def inputs_of(layer: Layer, weight: Shape) -> int:
@@ -125,8 +125,10 @@ def inputs_of(layer: Layer, weight: Shape) -> int:
         return int(np.prod(weight[1:]))
     if layer.kind == "deconv":
         return weight[0] // layer.groups * int(np.prod(weight[2:]))
-    if layer.kind == "gemm" and layer.node.int("transB", 0):
-        return weight[1]
+    if layer.kind == "scale":
+        return 1
+    if layer.kind == "left" or (layer.kind == "gemm" and layer.node.int("transB", 0)):
+        return weight[-1]
     return weight[-2]
 
 
@@ -141,7 +143,9 @@ def _pass(
     data: Data,
     seed: int,
 ) -> Iterator[tuple[Layer, Gram]]:
-    found = [Gram(np.zeros((layer.groups, size, size))) for layer, _, size in pending]
+    found = [
+        Gram(np.zeros((groups_of(layer, weight), size, size))) for layer, weight, size in pending
+    ]
     names = sorted({layer.data for layer, _, _ in pending})
     rng = np.random.default_rng(seed)
     for values in stream(graph.model, names, data):

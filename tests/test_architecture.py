@@ -29,7 +29,7 @@ ORDER = tuple(
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase latency
-    stepwise refit restore moments compensate
+    stepwise refit shown sites affine problem unfuse restore moments compensate
     alignment cost density budget aim planning latency_target recipe
     drift verify
     gauges cluster jobs suffix sensitivity curves sweep

@@ -55,6 +55,16 @@ CASES = [
                  id="gemm, data transposed"),
     pytest.param("g (float[2,5,6] x) => (float[a,b,c] y) { y = MatMul(x, w) }", (6, 4),
                  id="matmul"),
+    pytest.param("g (float[2,6,5] x) => (float[a,b,c] y) { y = MatMul(w, x) }", (4, 6),
+                 id="matmul, weight first"),
+    pytest.param("g (float[2,3,5,6] x) => (float[a,b,c,d] y) { y = MatMul(x, w) }", (3, 6, 4),
+                 id="matmul, stack"),
+    pytest.param("g (float[2,1,5,6] x) => (float[a,b,c,d] y) { y = MatMul(x, w) }", (2, 3, 6, 4),
+                 id="matmul, stack that repeats the data"),
+    pytest.param("g (float[5,6] x) => (float[a,b,c] y) { y = MatMul(x, w) }", (3, 6, 4),
+                 id="matmul, stack over all of the data"),
+    pytest.param("g (float[2,3,6,5] x) => (float[a,b,c,d] y) { y = MatMul(w, x) }", (3, 4, 6),
+                 id="matmul, stack first"),
 ]  # fmt: skip
 
 
@@ -76,7 +86,7 @@ def test_columns_times_matrix_is_what_the_layer_gives(
     (made,) = stream(model, ["y"], data)
     weight = np.asarray(model.weights()["w"].read())
     seen, chosen = columns(layer, x, shape, most, np.random.default_rng(0))
-    expected = outputs(layer, made["y"], chosen)
+    expected = outputs(layer, made["y"], chosen, shape)
     np.testing.assert_allclose(seen @ matrix(layer, weight), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(unmatrix(layer, matrix(layer, weight), shape), weight)
 

@@ -1,0 +1,256 @@
+"""Every form of a layer is refitted, or says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from onnxprune.analyse import analyse
+from onnxprune.io import Model
+from onnxprune.planning import Judge
+from onnxprune.restore import refit
+from onnxprune.rewrite import operate
+from onnxprune.score import score
+from onnxprune.select import select
+from onnxprune.types import Refitted
+from tests.small import parsed
+from tests.unit.test_restore import GONE, assert_same_interface, done, given, mixed, smooth
+
+RNG = np.random.default_rng(8)
+_ROWS = "g (float[N,7,6] x) => (float[N,{y}] y) {{h = MatMul(x, a) {rest}}}"
+_IMAGE = "g (float[N,3,6,6] x) => (float[N,5,6,6] y) {{h = Conv(x, a) {rest}}}"
+
+
+@dataclass
+class Form:
+    """A layer that reads what was cut, and everything that it needs."""
+
+    text: str
+    weights: Mapping[str, tuple[int, ...]]
+    rows: tuple[int, ...] = (7, 6)
+    first: tuple[int, ...] = (6, 8)
+    axis: int = 1  # along which the maker's outputs lie
+    tolerance: float = 1e-8
+    quantized: Mapping[str, float] = field(default_factory=dict)  # scale by weight
+
+
+def rows(rest: str, out: str = "7,5", **weights: tuple[int, ...]) -> Form:
+    return Form(_ROWS.format(y=out, rest=rest), weights)
+
+
+def image(rest: str, **weights: tuple[int, ...]) -> Form:
+    text = _IMAGE.format(rest=rest)
+    return Form(text, weights, (3, 6, 6), (8, 3, 1, 1), 0)
+
+
+FORMS = {
+    "weight_first": rows(
+        "t = Transpose<perm=[0,2,1]>(h) y = MatMul(w, t)", "5,7", w=(5, 8)),
+    "weight_first_and_bias": rows(
+        "t = Transpose<perm=[0,2,1]>(h) p = MatMul(w, t) y = Add(p, b)", "5,7",
+        w=(5, 8), b=(5, 1)),
+    "stack": Form(
+        "g (float[N,3,7,6] x) => (float[N,3,7,5] y) {h = MatMul(x, a) y = MatMul(h, w)}",
+        {"w": (3, 8, 5)}, (3, 7, 6)),
+    "stack_and_bias": Form(
+        "g (float[N,3,7,6] x) => (float[N,3,7,5] y) {"
+        "h = MatMul(x, a) p = MatMul(h, w) y = Add(p, b)}",
+        {"w": (3, 8, 5), "b": (3, 1, 5)}, (3, 7, 6)),
+    "stack_that_repeats_the_data": Form(
+        "g (float[N,1,7,6] x) => (float[N,3,7,5] y) {h = MatMul(x, a) y = MatMul(h, w)}",
+        {"w": (3, 8, 5)}, (1, 7, 6)),
+    "bias_of_more_axes": rows("p = MatMul(h, w) y = Add(p, b)", w=(8, 5), b=(1, 1, 5)),
+    "reshaped_weight": rows("r = Reshape(w, shape) y = MatMul(h, r)", w=(8, 5, 1)),
+    "pointwise_weight_without_kernel": image(
+        "u = Unsqueeze(w, axes) y = Conv(h, u, b)", w=(5, 8), b=(5,)),
+    "relu_inside": image(
+        'y = com.microsoft.FusedConv<activation="Relu">(h, w, b)', w=(5, 8, 1, 1), b=(5,)),
+    "clip_inside": image(
+        'y = com.microsoft.FusedConv<activation="Clip", activation_params=[0.0, 6.0]>(h, w, b)',
+        w=(5, 8, 1, 1), b=(5,)),
+    "leaky_relu_inside_without_bias": image(
+        'y = com.microsoft.FusedConv<activation="LeakyRelu", activation_params=[0.3]>(h, w)',
+        w=(5, 8, 1, 1)),
+    "sum_and_relu_inside": image(
+        "k = Conv(x, c) "
+        'y = com.microsoft.FusedConv<activation="Relu">(h, w, b, k)',
+        w=(5, 8, 1, 1), b=(5,), c=(5, 3, 1, 1)),
+    "quantized": Form(
+        "g (float[N,7,6] x) => (float[N,7,5] y) {h = MatMul(x, a) "
+        "d = DequantizeLinear(w, s) p = MatMul(h, d) y = Add(p, b)}",
+        {"w": (8, 5), "b": (5,)}, tolerance=2e-3, quantized={"w": 0.05}),
+    "quantized_by_channel": Form(
+        "g (float[N,3,6,6] x) => (float[N,5,6,6] y) {h = Conv(x, a) "
+        "d = DequantizeLinear<axis=0>(w, s) y = Conv(h, d, b)}",
+        {"w": (5, 8, 1, 1), "b": (5,)}, (3, 6, 6), (8, 3, 1, 1), 0, 2e-3, {"w": 0.05}),
+}  # fmt: skip
+
+
+def teacher(form: Form) -> Model:
+    rng = np.random.default_rng(1)
+    weights = {"a": mixed(rng.standard_normal(form.first), form.axis, GONE)}
+    for name, shape in form.weights.items():
+        weights[name] = rng.standard_normal(shape).astype(np.float32)
+        if name in form.quantized:
+            channels = (shape[0],) if len(shape) == 4 else ()
+            weights["s"] = np.full(channels, form.quantized[name], np.float32)
+            weights[name] = np.clip(weights[name] / form.quantized[name], -127, 127).astype("i1")
+    if "Reshape" in form.text:
+        weights["shape"] = np.array([-1, 5], np.int64)
+    if "Unsqueeze" in form.text:
+        weights["axes"] = np.array([2, 3], np.int64)
+    made = parsed(form.text, **weights)
+    if "com.microsoft" in form.text:
+        made.proto.opset_import.add(domain="com.microsoft", version=1)
+    return made
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_others_can_stand_in_for_comes_back(name: str) -> None:
+    form = FORMS[name]
+    ran = done(teacher(form), GONE, given(smooth(200, *form.rows) + 0.3))
+    before, after = ran.gains
+    assert before > 0.02
+    assert after < form.tolerance
+    layer = ran.layers[-1]
+    assert layer.ridge is not None, layer.why
+    assert layer.after < form.tolerance
+    assert [n.op_type for n in ran.made.proto.graph.node] == [
+        n.op_type for n in ran.plain.proto.graph.node
+    ]
+
+
+def behind_what_was_cut(text: str, **weights: np.ndarray) -> list[Refitted]:
+    """A network whose first group loses half of its channels, refitted."""
+    model = parsed(text, **weights)
+    model.proto.opset_import.add(domain="com.microsoft", version=1)
+    graph = analyse(model)
+    plan = select(graph, score(graph, "l1"), ratio=0.5)
+    plain = operate(plan).model
+    shape = [dim.dim_value for dim in model.proto.graph.input[0].type.tensor_type.shape.dim[1:]]
+    data = given(smooth(300, *shape))
+    made, layers, _ = refit(plan, plain, data)
+    assert_same_interface(plain, made)
+    judge = Judge(graph, given(smooth(300, *shape, seed=55)))
+    assert judge.drift(made) < 0.9 * judge.drift(plain)
+    return list(layers)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ('FusedGemm<activation="Relu", alpha=0.5, transB=1>(s, w, b)', (5, 9)),
+        ('FusedGemm<activation="LeakyRelu", activation_alpha=0.2>(s, w)', (9, 5)),
+        ("FusedMatMul<transB=1, alpha=0.25>(s, w)", (5, 9)),
+        ("FusedMatMul(s, w)", (9, 5)),
+    ],
+    ids=["gemm", "leaky", "turned", "plain"],
+)  # fmt: skip
+def test_fused_products_are_taken_apart_to_be_fitted(text: str, shape: tuple[int, ...]) -> None:
+    layers = behind_what_was_cut(
+        f"""g (float[N,6] x) => (float[N,5] y) {{
+            h = Gemm(x, a) r = Relu(h) m = Gemm(r, k) s = Relu(m) y = com.microsoft.{text}
+        }}""",
+        a=normal(6, 16), k=normal(16, 9, seed=1), w=normal(*shape, seed=2), b=normal(5, seed=3),
+    )  # fmt: skip
+    assert layers[-1].node == "y"
+    assert layers[-1].ridge is not None
+    assert layers[-1].after < layers[-1].before
+
+
+def test_products_of_turned_data_are_fitted() -> None:
+    """Gemm with transA: what it reads has its channels along the first axis."""
+    model = parsed(
+        """g (float[40,6] x) => (float[40,5] y) {
+            t = Transpose<perm=[1,0]>(x) h = MatMul(a, t) y = Gemm<transA=1>(h, w, b)
+        }""",
+        a=mixed(RNG.standard_normal((8, 6)), 0, GONE),
+        w=normal(8, 5), b=normal(5, seed=1),
+    )  # fmt: skip
+    ran = done(model, GONE, given(smooth(400, 6) + 0.5, size=40))
+    before, after = ran.gains
+    assert before > 0.02
+    assert after < 1e-8
+    assert ran.layers[0].ridge is not None
+
+
+# ------------------------------------------------------------------------------------ tied weights
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["biases of their own", "no biases"])
+def test_layers_that_share_a_weight_are_fitted_as_one(own: bool) -> None:
+    """Two branches with one matrix: the sum of their normal equations, a bias for each."""
+    adds = "y = Add(p, b) z = Add(q, c)" if own else "y = Identity(p) z = Identity(q)"
+    model = parsed(
+        f"""g (float[N,7,6] x, float[N,7,6] u) => (float[N,7,5] y, float[N,7,5] z) {{
+            h = MatMul(x, a) k = MatMul(u, a) p = MatMul(h, w) q = MatMul(k, w) {adds}
+        }}""",
+        a=mixed(RNG.standard_normal((6, 8)), 1, GONE),
+        w=normal(8, 5), b=normal(5, seed=1), c=normal(5, seed=2),
+    )  # fmt: skip
+    data = given(smooth(120, 7, 6) + 0.5)
+    for number, batch in enumerate(data.batches):
+        batch["u"] = smooth(len(batch["x"]), 7, 6, seed=50 + number) - 0.5
+    ran = done(model, GONE, data)
+    before, after = ran.gains
+    assert before > 0.02
+    assert after < 1e-8
+    assert [layer.node for layer in ran.layers] == ["p", "q"]
+    assert ran.changed == (("b", "c", "w") if own else ("w",))
+
+
+def test_shared_weight_of_convolutions_of_different_strides_is_fitted_once() -> None:
+    model = parsed(
+        """g (float[N,3,8,8] x) => (float[N,5,6,6] y, float[N,5,3,3] z) {
+            h = Conv(x, a) y = Conv(h, w, b) z = Conv<strides=[2,2]>(h, w)
+        }""",
+        a=mixed(RNG.standard_normal((8, 3, 1, 1)), 0, GONE),
+        w=normal(5, 8, 3, 3), b=normal(5, seed=1),
+    )  # fmt: skip
+    ran = done(model, GONE, given(smooth(120, 3, 8, 8) + 0.5))
+    assert ran.gains[0] > 0.02
+    assert ran.gains[1] < 1e-8
+    assert [layer.ridge is None for layer in ran.layers] == [False, False]
+
+
+# -------------------------------------------------------------------------------- what is left, why
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        ("e = Gather(v, i) p = MatMul(m, v) y = Add(p, e)", "'e' reads its weight in another way"),
+        ("f = Exp(v) y = MatMul(m, f)", "Exp computes its weight"),
+        ('y = Einsum<equation="ni,io->no">(m, v)', "Einsum is no plain product"),
+        ("c = Cast<to=1>(q) y = MatMul(m, c)", "its weight is stored as int8"),
+        ("d = DequantizeLinear<axis=0, block_size=4>(q, s) y = MatMul(m, d)",
+         "its weight is quantized in blocks, or by a computed scale"),
+        ('t = Transpose(m) y = com.microsoft.FusedGemm<transA=1, activation="Softsign">(t, v)',
+         "FusedGemm is no plain product"),
+    ],
+    ids=["lookup", "computed", "einsum", "stored", "blocks", "activation"],
+)  # fmt: skip
+def test_a_layer_that_is_not_refitted_says_why(tail: str, why: str) -> None:
+    model = parsed(
+        f"""g (float[N,6] x, int64[N] i) => (float[N,8] y) {{
+            h = MatMul(x, a) r = Relu(h) m = MatMul(r, w) {tail}
+        }}""",
+        a=normal(6, 8), w=normal(8, 8, seed=1), v=normal(8, 8, seed=2),
+        q=RNG.integers(-90, 90, (8, 8)).astype(np.int8), s=np.full((2, 8), 0.02, np.float32),
+    )  # fmt: skip
+    model.proto.opset_import.add(domain="com.microsoft", version=1)
+    data = given(smooth(200, 6))
+    for batch in data.batches:
+        batch["i"] = np.arange(len(batch["x"])) % 8
+    ran = done(model, GONE, data)
+    layer = ran.layers[-1]
+    assert layer.ridge is None
+    assert layer.why == why
+    assert ran.changed == ("w",)
