@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import pytest
 
+from onnxprune import refit as least_squares
 from onnxprune.analyse import analyse
+from onnxprune.calibrate import stream
 from onnxprune.io import Model
 from onnxprune.planning import Judge
 from onnxprune.restore import refit
@@ -16,7 +19,8 @@ from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import select
 from onnxprune.types import Refitted
-from tests.small import parsed
+from tests.oracle import plan_without
+from tests.small import array, parsed
 from tests.unit.test_restore import GONE, assert_same_interface, done, given, mixed, smooth
 
 RNG = np.random.default_rng(8)
@@ -254,3 +258,85 @@ def test_a_layer_that_is_not_refitted_says_why(tail: str, why: str) -> None:
     assert layer.ridge is None
     assert layer.why == why
     assert ran.changed == ("w",)
+
+
+# ----------------------------------------------------------------------- norms, depthwise kernels
+
+
+def test_norm_behind_a_sum_takes_up_what_no_layer_in_front_could() -> None:
+    """Pre-activation: the layer before the sum has a computed weight, the norm is all there is."""
+    model = parsed(
+        """g (float[N,6,6,6] x) => (float[N,5,6,6] y) {
+            h = Conv(x, a) r = Relu(h) m = Conv(r, w)
+            f = Exp(v) n = Conv(m, f) s = Add(n, x)
+            z = BatchNormalization<epsilon=0.01>(s, gamma, beta, mean, var)
+            u = Relu(z) y = Conv(u, k)
+        }""",
+        a=normal(12, 6, 1, 1), w=normal(6, 12, 1, 1, seed=1), v=normal(6, 6, 1, 1, seed=2),
+        k=normal(5, 6, 1, 1, seed=3), gamma=np.float32([1, -2, 0.5, 1, 1, 3]),
+        beta=normal(6, seed=4), mean=normal(6, seed=5), var=np.float32([1, 2, 3, 0.5, 1, 1]),
+    )  # fmt: skip
+    graph = analyse(model)
+    plan = select(graph, score(graph, "l1"), ratio=0.5)
+    plain = operate(plan).model
+    made, layers, changed = refit(plan, plain, given(smooth(200, 6, 6, 6) + 1))
+    found = {layer.node: layer for layer in layers}
+    assert found["n"].why == "Exp computes its weight"
+    assert found["z"].after < 0.9 * found["z"].before
+    assert {"gamma", "beta"} <= set(changed)
+    assert "mean" not in changed
+    unseen = smooth(200, 6, 6, 6, seed=8) + 1
+    wanted, got = (_tensor(one, "z", unseen) for one in (Model(model.proto), made))
+    # What is left is not along the norm's own output: no scale or shift could better it.
+    for channel in range(6):
+        slope, shift = np.polyfit(got[:, channel].ravel(), wanted[:, channel].ravel(), 1)
+        assert slope == pytest.approx(1, abs=0.05)
+        assert abs(shift) < 0.05 * wanted[:, channel].std()
+
+
+def _tensor(model: Model, name: str, x: np.ndarray) -> np.ndarray:
+    (values,) = stream(model, [name], given(x, size=len(x)))
+    return values[name]
+
+
+def test_depthwise_kernels_are_fitted_better_than_a_scale_and_shift_could() -> None:
+    model = parsed(
+        """g (float[N,3,9,9] x) => (float[N,8,9,9] y) {
+            h = Conv(x, a) r = Relu(h) m = Conv<pads=[1,1,1,1]>(r, w, b) s = Relu(m)
+            y = Conv<group=8, pads=[1,1,1,1]>(s, d, c)
+        }""",
+        a=normal(16, 3, 1, 1), w=normal(8, 16, 3, 3, seed=1), b=normal(8, seed=2),
+        d=normal(8, 1, 3, 3, seed=3), c=normal(8, seed=4),
+    )  # fmt: skip
+    graph = analyse(model)
+    first = min(group.id for group in graph.prunable)
+    plan = plan_without(graph, {first: range(14)})
+    made, layers, changed = refit(plan, operate(plan).model, given(smooth(200, 3, 9, 9)))
+    assert {"d", "c"} <= set(changed)
+    assert layers[-1].after < 0.98 * layers[-1].before
+    unseen = smooth(200, 3, 9, 9, seed=8)
+    wanted, got = (_tensor(one, "y", unseen) for one in (Model(model.proto), made))
+    before = onnx.ModelProto()
+    before.CopyFrom(made.proto)
+    for tensor in before.graph.initializer:
+        if tensor.name in "dc":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array(model, tensor.name), tensor.name))
+    affine = _tensor(Model(before), "y", unseen)
+    for channel in range(8):
+        old, aim = affine[:, channel].ravel(), wanted[:, channel].ravel()
+        best = np.polyval(np.polyfit(old, aim, 1), old)
+        assert np.square(got[:, channel].ravel() - aim).mean() < np.square(best - aim).mean()
+
+
+@pytest.mark.parametrize("name", ["weight_first", "stack_and_bias", "relu_inside"])
+def test_layer_too_wide_for_its_gram_matrix_is_fitted_to_a_sample(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_MOST_GRAM_BYTES", 8 * 6 * 6 - 1)
+    monkeypatch.setattr(least_squares, "_MOST_ROWS", 90)
+    form = FORMS[name]
+    ran = done(teacher(form), GONE, given(smooth(200, *form.rows) + 0.3))
+    before, after = ran.gains
+    assert before > 0.02
+    assert after < 1e-6
+    assert ran.layers[0].why == "fitted to a sample of 90 rows for 6 inputs"
