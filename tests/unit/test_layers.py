@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune import calibrate
 from onnxprune.calibrate import Gram, energies, grams, stream
 from onnxprune.data import Data
 from onnxprune.io import Model
@@ -105,6 +106,20 @@ def test_energies_and_grams_are_moments_of_what_is_read(text: str, shape: tuple[
     seen, _ = columns(layer, x, shape, 10_000, np.random.default_rng(0))
     np.testing.assert_allclose(gram.matrix[0], seen[0].T @ seen[0], rtol=1e-4, atol=1e-3)
     assert gram.rows == seen.shape[1]
+
+
+def test_gram_of_a_wide_layer_is_that_of_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel positions count as rows where all of the inputs together are too many."""
+    monkeypatch.setattr(calibrate, "_MOST_GRAM_BYTES", 8 * 53 * 53)
+    model, x, data = one(f"g ({MAP} x) => (float[a,b,c,d] y) {{ y = Conv(x, w) }}", (4, 6, 3, 3))
+    graph = prepare(model)
+    layer = layer_of(graph, "w")
+    assert layer is not None
+    ((_, gram),) = grams(graph, environment(graph, {"x": x.shape}), [layer], data)
+    seen, _ = columns(layer, x, (4, 6, 3, 3), 10_000, np.random.default_rng(0))
+    expected = sum(seen[0, :, tap::9].T @ seen[0, :, tap::9] for tap in range(9))
+    np.testing.assert_allclose(gram.matrix[0], expected, rtol=1e-4, atol=1e-3)
+    assert gram.rows == 9 * seen.shape[1]
 
 
 def test_cost_of_a_channel_is_the_error_of_the_best_refit() -> None:
