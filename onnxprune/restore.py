@@ -110,8 +110,8 @@ class _Refit:
             for one in site.all if isinstance(site, Site) else ():
                 if one.layer.kind not in ("conv", "deconv", "gemm") or one.layer.bias:
                     continue
-                if one.norm is not None:
-                    continue
+                if one.norm is not None or one.shown.quantized:
+                    continue  # beside quantized weights a bias in floats would undo the fusion
                 made = one.layer.node.key
                 key = apart.inner.get(made, made)
                 proto = emitter.node(self.written.producer[key])

@@ -49,21 +49,25 @@ class Shown:
         names = [self.leaf, *(node.outputs[0] for node in self.nodes)]
         return all(len(self.graph.consumers.get(name, ())) == 1 for name in names)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether integers are stored."""
+        return any(node.op_type == "DequantizeLinear" for node in self.nodes)
+
     def complaint(self) -> str:
         """Why the constant cannot be given other values, "" where it can."""
         constant = self.graph.constants[self.leaf]
         if constant.pinned is not None:
             return f"its weight {constant.pinned}"
-        quantized = False
         for node in self.nodes:
-            if node.op_type == "DequantizeLinear" and not quantized:
-                quantized = True
+            if node.op_type == "DequantizeLinear":
                 if not self._has_steps(node):
                     return "its weight is quantized in blocks, or by a computed scale"
             elif node.op_type not in (*_AS_IT_IS, *_RESHAPING, "Transpose"):
                 return f"{node.op_type} computes its weight"
         kind = constant.weight.dtype
-        if not (kind.name.startswith(("int", "uint")) if quantized else is_float(kind)):
+        whole = kind.name.startswith(("int", "uint"))
+        if not (whole if self.quantized else is_float(kind)):
             return f"its weight is stored as {kind.name}"
         return ""
 

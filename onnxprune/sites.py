@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import onnx
+
 from onnxprune.graph import Graph, Node
 from onnxprune.layers import Layer, layer_at
 from onnxprune.shapes import Environment
@@ -100,6 +102,8 @@ class _Walk:
             return self._norm(node) if node.index in moved else None
         if node.op_type in _OTHERS and node.index in moved:
             return Unfit(node, f"{node.op_type} is no plain product")
+        if node.index in moved and _holds_layers(node.proto):
+            return Unfit(node, "the layers inside of it are not refitted")
         if node.op_type not in _LAYERS or node.domain or len(node.inputs) < 2:
             return None
         position = self._weight_position(node)
@@ -129,7 +133,7 @@ class _Walk:
             lost = any(name and cut(name) and name not in self.work.constants
                        for name in node.inputs)  # fmt: skip
             sums = lost and not all(cut(name) for name in node.outputs if name)
-            reads = sums or (lost and self._narrower(node))
+            reads = sums or (lost and (node.op_type in _OTHERS or self._narrower(node)))
             if reads or names.intersection((*node.inputs, *node.captures)):
                 moved.add(node.index)
                 names.update(name for name in node.outputs if name)
@@ -138,9 +142,11 @@ class _Walk:
     def _narrower(self, node: Node) -> bool:
         """Whether a node sums over an axis that was cut."""
         position = self._weight_position(node) if node.op_type in _LAYERS else None
-        layer = None if position is None else layer_at(self.work, node, position, "")
-        if layer is None:
+        if position is None:
             return False
+        layer = layer_at(self.work, node, position, "")
+        if layer is None:  # a form that is not refitted, but whose output is another
+            return True
         rank = len(self.env.shape(layer.data) or ())
         if not rank:
             return False
@@ -260,6 +266,15 @@ def _form(site: Site) -> tuple[object, ...]:
     alpha = layer.node.attributes["alpha"].f if layer.node.has("alpha") else 1.0
     shown = [(node.op_type, node.ints("perm")) for node in site.shown.nodes]
     return (layer.kind, layer.groups, layer.node.int("transB", 0), alpha, repr(shown))
+
+
+def _holds_layers(node: onnx.NodeProto) -> bool:
+    """Whether there is a layer in the body of an If, Loop or Scan."""
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            if any(n.op_type in _LAYERS | _OTHERS or _holds_layers(n) for n in body.node):
+                return True
+    return False
 
 
 def _bare(shape: Shape) -> Shape:

@@ -328,6 +328,72 @@ def test_depthwise_kernels_are_fitted_better_than_a_scale_and_shift_could() -> N
         assert np.square(got[:, channel].ravel() - aim).mean() < np.square(best - aim).mean()
 
 
+def test_weight_shared_by_a_plain_and_a_fused_layer_stays_one() -> None:
+    model = parsed(
+        """g (float[N,3,6,6] x) => (float[N,5,6,6] y, float[N,5,6,6] z) {
+            h = Conv(x, a) y = Conv(h, w, b)
+            z = com.microsoft.FusedConv<activation="Relu">(h, w, c)
+        }""",
+        a=mixed(RNG.standard_normal((8, 3, 1, 1)), 0, GONE),
+        w=normal(5, 8, 1, 1), b=normal(5, seed=1), c=normal(5, seed=2),
+    )  # fmt: skip
+    model.proto.opset_import.add(domain="com.microsoft", version=1)
+    graph = analyse(model)
+    groups = {group.id: GONE for group in graph.prunable}
+    plan = plan_without(graph, groups)
+    plain, data = operate(plan).model, given(smooth(120, 3, 6, 6) + 0.5)
+    made, layers, _ = refit(plan, plain, data)
+    assert_same_interface(plain, made)
+    assert [layer.ridge is None for layer in layers] == [False, False]
+    judge = Judge(graph, data)
+    assert judge.drift(plain) > 0.02
+    assert judge.drift(made) < 1e-8
+
+
+def test_quantized_bias_is_fitted_and_none_is_added_beside_quantized_weights() -> None:
+    def quantized(bias: str) -> Model:
+        return parsed(
+            f"""g (float[N,3,6,6] x) => (float[N,5,6,6] y) {{
+                h = Conv(x, a) r = Relu(h) d = DequantizeLinear<axis=0>(w, s)
+                e = DequantizeLinear<axis=0>(b, s) y = Conv(r, d{bias})
+            }}""",
+            a=normal(8, 3, 1, 1), s=np.full(5, 0.02, np.float32),
+            w=np.random.default_rng(3).integers(-80, 80, (5, 8, 1, 1)).astype(np.int8),
+            b=np.arange(-20, 30, 10, dtype=np.int32),
+        )  # fmt: skip
+
+    data = given(smooth(200, 3, 6, 6) + 0.5)
+    ran = done(quantized(", e"), GONE, data)
+    assert ran.changed == ("b", "w")
+    assert ran.gains[1] < 0.5 * ran.gains[0]
+    assert ran.made.weights()["w"].dtype == np.int8
+    bare = done(quantized(""), GONE, data)
+    assert bare.changed == ("w",)
+    assert bare.gains[1] < bare.gains[0]
+    assert len(bare.made.proto.graph.node[-1].input) == 2
+
+
+def test_layers_in_a_body_are_named_as_not_refitted() -> None:
+    body = onnx.parser.parse_graph("then () => (float[N,5] u) {u = MatMul(m, v)}")
+    other = onnx.parser.parse_graph("other () => (float[N,5] o) {o = MatMul(m, v)}")
+    model = parsed(
+        """g (float[N,6] x, bool c) => (float[N,5] y) {
+            h = MatMul(x, a) r = Relu(h) m = MatMul(r, w) y = Identity(m)
+        }""",
+        a=normal(6, 8), w=normal(8, 8, seed=1), v=normal(8, 5, seed=2),
+    )  # fmt: skip
+    del model.proto.graph.node[-1]
+    model.proto.graph.node.append(
+        onnx.helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=other)
+    )
+    data = given(smooth(200, 6))
+    for batch in data.batches:
+        batch["c"] = np.array(True)
+    ran = done(model, GONE, data)
+    assert [layer.node for layer in ran.layers] == ["m", "y"]
+    assert ran.layers[-1].why == "the layers inside of it are not refitted"
+
+
 @pytest.mark.parametrize("name", ["weight_first", "stack_and_bias", "relu_inside"])
 def test_layer_too_wide_for_its_gram_matrix_is_fitted_to_a_sample(
     name: str, monkeypatch: pytest.MonkeyPatch
