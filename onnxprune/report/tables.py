@@ -71,10 +71,10 @@ def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType
         after = sum(one.after for one in compared) / len(compared)
         line += f"; mean held-out error {before:.3g} → {after:.3g}"
     yield _line(line)
-    kept = [one for one in report.restored if one.ridge is None]
-    if kept and not verbose:
-        counted = "1 layer keeps its" if len(kept) == 1 else f"{len(kept)} layers keep their"
-        yield _line(f"  {counted} weights (-v says why), first {kept[0].node}: {kept[0].why}")
+    left = [one for one in report.restored if one not in compared]
+    if left and not verbose:
+        counted = "1 layer" if len(left) == 1 else f"{len(left)} layers"
+        yield _line(f"  {counted} could not be refitted, first {left[0].node}: {left[0].why}")
     for one in report.restored if verbose else ():
         errors = f"{one.before:.3g} → {one.after:.3g}" if one in compared else "not refitted"
         yield _line(f"  {one.node}: {errors}{f' ({one.why})' if one.why else ''}")

@@ -406,3 +406,17 @@ def test_layer_too_wide_for_its_gram_matrix_is_fitted_to_a_sample(
     assert before > 0.02
     assert after < 1e-6
     assert ran.layers[0].why == "fitted to a sample of 90 rows for 6 inputs"
+
+
+def test_weight_used_twice_in_a_row_is_fitted_for_both_uses() -> None:
+    """What the second use reads depends on the first: a second run looks ahead."""
+    layers = behind_what_was_cut(
+        """g (float[N,6] x) => (float[N,5] y) {
+            h = MatMul(x, a) r = Relu(h) m = MatMul(r, w)
+            k = MatMul(m, v) t = Tanh(k) l = MatMul(t, v) u = Relu(l) y = MatMul(u, z)
+        }""",
+        a=normal(6, 24), w=normal(24, 7, seed=1) / 5, v=normal(7, 7, seed=2),
+        z=normal(7, 5, seed=3),
+    )  # fmt: skip
+    assert [layer.node for layer in layers] == ["m", "k", "l", "y"]
+    assert layers[1].before == layers[2].before
