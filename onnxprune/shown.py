@@ -50,6 +50,12 @@ class Shown:
         return all(len(self.graph.consumers.get(name, ())) == 1 for name in names)
 
     @property
+    def changes(self) -> tuple[object, ...]:
+        """What the nodes change; equal where two layers read the constant in one form."""
+        changing = [node for node in self.nodes if node.op_type not in _AS_IT_IS]
+        return tuple((node.op_type, node.ints("perm"), node.inputs[1:]) for node in changing)
+
+    @property
     def quantized(self) -> bool:
         """Whether integers are stored."""
         return any(node.op_type == "DequantizeLinear" for node in self.nodes)

@@ -264,8 +264,8 @@ def _form(site: Site) -> tuple[object, ...]:
     """What must be equal for two layers to be fitted as one."""
     layer = site.layer
     alpha = layer.node.attributes["alpha"].f if layer.node.has("alpha") else 1.0
-    shown = [(node.op_type, node.ints("perm")) for node in site.shown.nodes]
-    return (layer.kind, layer.groups, layer.node.int("transB", 0), alpha, repr(shown))
+    turned = layer.node.int("transB", 0)
+    return (layer.kind, layer.groups, turned, alpha, site.shown.changes)
 
 
 def _holds_layers(node: onnx.NodeProto) -> bool:

@@ -210,6 +210,20 @@ def test_layers_that_share_a_weight_are_fitted_as_one(own: bool) -> None:
     assert ran.changed == (("b", "c", "w") if own else ("w",))
 
 
+def test_weight_that_one_layer_reads_through_identity_is_shared_all_the_same() -> None:
+    """Exporters merge equal tensors: the second layer reads an Identity of the first one's."""
+    model = parsed(
+        """g (float[N,6] x) => (float[N,5] y, float[N,5] z) {
+            h = MatMul(x, a) i = Identity(w) y = MatMul(h, w) k = Neg(h) z = MatMul(k, i)
+        }""",
+        a=mixed(RNG.standard_normal((6, 8)), 1, GONE), w=normal(8, 5),
+    )  # fmt: skip
+    ran = done(model, GONE, given(smooth(120, 6) + 0.5))
+    assert ran.gains[0] > 0.02
+    assert ran.gains[1] < 1e-8
+    assert ran.changed == ("w",)
+
+
 def test_shared_weight_of_convolutions_of_different_strides_is_fitted_once() -> None:
     model = parsed(
         """g (float[N,3,8,8] x) => (float[N,5,6,6] y, float[N,5,3,3] z) {
