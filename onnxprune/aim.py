@@ -8,7 +8,7 @@ the ratio is first raised step by step until the targets are met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune.errors import TargetError, UsageError
@@ -148,8 +148,10 @@ def _between(
     return _mixed(gentle, strong, parts[:first]), _mixed(gentle, strong, parts[:last])
 
 
-def _mixed(gentle: PruningPlan, strong: PruningPlan, parts: list[set[int]]) -> PruningPlan:
-    taken = set().union(*parts) if parts else set()
+def _mixed(
+    gentle: PruningPlan, strong: PruningPlan, parts: Sequence[frozenset[int]]
+) -> PruningPlan:
+    taken = frozenset[int]().union(*parts)
     keep = {group: (strong if group in taken else gentle).keep[group] for group in gentle.keep}
     why = {group: (strong if group in taken else gentle).why[group] for group in gentle.why}
     return PruningPlan(gentle.graph, keep, why)

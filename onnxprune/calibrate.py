@@ -15,7 +15,7 @@ import onnx
 from onnxprune.data import Data
 from onnxprune.graph import Graph
 from onnxprune.io import Model
-from onnxprune.layers import Layer, columns
+from onnxprune.layers import Layer, columns, groups_of, kernel_size
 from onnxprune.runtime import session
 from onnxprune.shapes import Environment
 from onnxprune.types import AnyArray, Float64Array, Shape
@@ -83,7 +83,8 @@ class Gram:
     """Second moments of the inputs of a layer's product.
 
     Attributes:
-        matrix: XᵀX, shape (groups, inputs, inputs), float64.
+        matrix: XᵀX, shape (groups, inputs, inputs), float64; where that would be too large, of
+            input channels, with each kernel position a row of its own.
         rows: Rows of X that were summed.
     """
 
@@ -103,10 +104,11 @@ def grams(
     pending: list[tuple[Layer, Shape, int]] = []
     for layer in layers:
         weight = env.shape(layer.seen) or ()
-        size = inputs_of(layer, weight)
-        if pending and sum(8 * g * n * n for g, n in _sizes(pending)) + 8 * size * size > (
-            _MOST_GRAM_BYTES
-        ):
+        size, groups = inputs_of(layer, weight), groups_of(layer, weight)
+        if 8 * groups * size * size > _MOST_GRAM_BYTES:
+            size //= kernel_size(layer, weight)
+        held = sum(8 * g * n * n for g, n in _sizes(pending))
+        if pending and held + 8 * groups * size * size > _MOST_GRAM_BYTES:
             yield from _pass(graph, pending, data, seed)
             pending = []
         pending.append((layer, weight, size))
@@ -115,8 +117,8 @@ def grams(
 
 
 def _sizes(pending: Sequence[tuple[Layer, Shape, int]]) -> Iterator[tuple[int, int]]:
-    for layer, _, size in pending:
-        yield layer.groups, size
+    for layer, weight, size in pending:
+        yield groups_of(layer, weight), size
 
 
 def inputs_of(layer: Layer, weight: Shape) -> int:
@@ -125,8 +127,10 @@ def inputs_of(layer: Layer, weight: Shape) -> int:
         return int(np.prod(weight[1:]))
     if layer.kind == "deconv":
         return weight[0] // layer.groups * int(np.prod(weight[2:]))
-    if layer.kind == "gemm" and layer.node.int("transB", 0):
-        return weight[1]
+    if layer.kind == "scale":
+        return 1
+    if layer.kind == "left" or (layer.kind == "gemm" and layer.node.int("transB", 0)):
+        return weight[-1]
     return weight[-2]
 
 
@@ -141,12 +145,17 @@ def _pass(
     data: Data,
     seed: int,
 ) -> Iterator[tuple[Layer, Gram]]:
-    found = [Gram(np.zeros((layer.groups, size, size))) for layer, _, size in pending]
+    found = [
+        Gram(np.zeros((groups_of(layer, weight), size, size))) for layer, weight, size in pending
+    ]
     names = sorted({layer.data for layer, _, _ in pending})
     rng = np.random.default_rng(seed)
     for values in stream(graph.model, names, data):
         for gram, (layer, weight, size) in zip(found, pending, strict=True):
             most = sampled_positions(size, data.samples)
-            gram.add(columns(layer, values[layer.data], weight, most, rng)[0])
+            x = columns(layer, values[layer.data], weight, most, rng)[0]
+            if x.shape[2] > size:  # (groups, rows, channels, kernel positions)
+                x = x.reshape(*x.shape[:2], size, -1).swapaxes(2, 3).reshape(len(x), -1, size)
+            gram.add(x)
     for gram, (layer, _, _) in zip(found, pending, strict=True):
         yield layer, gram

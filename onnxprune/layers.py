@@ -31,8 +31,9 @@ class Layer:
         weight: Name of the constant behind the weight.
         seen: Name of the tensor that the node itself reads as weight.
         data: Tensor it multiplies.
-        kind: ``conv``, ``deconv``, ``gemm`` or ``matmul``.
-        axis: Axis of ``data`` that the weight sums over; counted from the end for ``matmul``.
+        kind: ``conv``, ``deconv``, ``gemm``, ``matmul``, or ``left`` for a MatMul whose first
+            factor is the weight, or ``scale`` for one factor for each channel.
+        axis: Axis of ``data`` that the weight sums over; counted from the end for a MatMul.
     """
 
     node: Node
@@ -44,14 +45,15 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution, 1 elsewhere."""
+        """Groups of a convolution, 1 elsewhere; ``groups_of`` knows of stacks of matrices."""
         return self.node.int("group", 1) if self.kind in ("conv", "deconv") else 1
 
     @property
     def bias(self) -> str:
         """Tensor that is added to each output channel, "" where the node adds none."""
         inputs = self.node.inputs
-        return inputs[2] if self.kind != "matmul" and len(inputs) > 2 else ""
+        adds = self.kind in ("conv", "deconv", "gemm")
+        return inputs[2] if adds and len(inputs) > 2 else ""
 
 
 def layer_of(graph: Graph, tensor: str) -> Layer | None:
@@ -59,7 +61,11 @@ def layer_of(graph: Graph, tensor: str) -> Layer | None:
     used = graph.uses.get(tensor)
     if used is None:
         return None
-    node, position = used
+    return layer_at(graph, *used, tensor)
+
+
+def layer_at(graph: Graph, node: Node, position: int, tensor: str) -> Layer | None:
+    """The layer that a node is, whose input at ``position`` shows the constant ``tensor``."""
     seen = node.inputs[position]
     if node.op_type in _CONVOLUTIONS and position == 1:
         return Layer(node, tensor, seen, node.inputs[0], "conv", 1)
@@ -70,9 +76,17 @@ def layer_of(graph: Graph, tensor: str) -> Layer | None:
     if node.op_type == "Gemm" and position == 1:
         axis = 0 if node.int("transA", 0) else 1
         return Layer(node, tensor, seen, node.inputs[0], "gemm", axis)
-    if node.op_type == "MatMul" and position == 1 and node.inputs[0] not in graph.derived:
-        return Layer(node, tensor, seen, node.inputs[0], "matmul", -1)
+    if node.op_type == "MatMul" and node.inputs[1 - position] not in graph.derived:
+        kind, axis = ("matmul", -1) if position == 1 else ("left", -2)
+        return Layer(node, tensor, seen, node.inputs[1 - position], kind, axis)
     return None
+
+
+def groups_of(layer: Layer, weight: Shape) -> int:
+    """Matrices in a weight: one for each group of a convolution or entry of a stack."""
+    if layer.kind == "scale":
+        return weight[0]
+    return int(np.prod(weight[:-2])) if layer.kind in ("matmul", "left") else layer.groups
 
 
 def columns(
@@ -94,8 +108,12 @@ def columns(
     x: Float32Array = np.asarray(read, np.float32)
     if layer.kind == "gemm":
         return (x.T if layer.axis == 0 else x)[None], None
-    if layer.kind == "matmul":
-        return x.reshape(1, -1, x.shape[-1]), None
+    if layer.kind in ("matmul", "left"):
+        return _by_matrix(layer, x, weight), None
+    if layer.kind == "scale":
+        flat = x.reshape(*x.shape[:2], -1)
+        some = _drawn(flat.shape[2], most, rng)
+        return _by_channel(flat, some), some
     kernel = weight[2:]
     strides = _list(layer.node, "strides", len(kernel))
     dilations = _list(layer.node, "dilations", len(kernel))
@@ -114,7 +132,7 @@ def columns(
     windows = windows[tuple(kernels)]
     size = windows.shape[2 : 2 + len(kernel)]
     count = int(np.prod(size))
-    chosen = None if count <= most else np.sort(rng.choice(count, most, replace=False))
+    chosen = _drawn(count, most, rng)
     at = np.unravel_index(np.arange(count) if chosen is None else chosen, size)
     whole: list[slice | IntArray] = [slice(None), slice(None)]
     taken = windows[(*whole, *at)]  # (N, C, P, *kernel)
@@ -124,13 +142,48 @@ def columns(
     return np.ascontiguousarray(taken).reshape(group, n * p, -1), chosen
 
 
-def outputs(layer: Layer, made: AnyArray, chosen: IntArray | None) -> Float32Array:
+def _drawn(count: int, most: int, rng: np.random.Generator) -> IntArray | None:
+    """Some of the positions in their order, None for all."""
+    return None if count <= most else np.sort(rng.choice(count, most, replace=False))
+
+
+def _by_channel(flat: Float32Array, chosen: IntArray | None) -> Float32Array:
+    """Each channel a group of one column: (channels, rows, 1), from (N, channels, positions)."""
+    taken = flat if chosen is None else flat[:, :, chosen]
+    return np.ascontiguousarray(taken.swapaxes(0, 1)).reshape(flat.shape[1], -1, 1)
+
+
+def _by_matrix(layer: Layer, array: Float32Array, weight: Shape) -> Float32Array:
+    """What a MatMul reads or makes, by matrix of its stack: (matrices, rows, last axis).
+
+    The stack lies along the last axes but two of the data, or these are repeated for it.
+    """
+    x = array[:, None] if layer.kind == "left" and array.ndim == 1 else array
+    x = x.swapaxes(-1, -2) if layer.kind == "left" else x
+    stack = weight[:-2]
+    if int(np.prod(stack)) == 1:
+        return np.ascontiguousarray(x).reshape(1, -1, x.shape[-1])
+    x = x[None] if x.ndim == 1 else x
+    full = np.broadcast_shapes(x.shape[:-2], stack)
+    x = np.broadcast_to(x, (*full, *x.shape[-2:]))
+    first = len(full) - len(stack)
+    own = [first + axis for axis, size in enumerate(stack) if size > 1]
+    rest = [axis for axis in range(x.ndim) if axis not in own]
+    sorted_out = np.ascontiguousarray(x.transpose(*own, *rest))
+    return sorted_out.reshape(int(np.prod(stack)), -1, x.shape[-1])
+
+
+def outputs(layer: Layer, made: AnyArray, chosen: IntArray | None, weight: Shape) -> Float32Array:
     """Y of the product: (groups, rows, outputs of a group), rows as in ``columns``."""
     y: Float32Array = np.asarray(made, np.float32)
-    if layer.kind in ("gemm", "matmul"):
-        return y.reshape(1, -1, y.shape[-1])
+    if layer.kind in ("matmul", "left"):
+        return _by_matrix(layer, y, weight)
+    if layer.kind == "gemm":
+        return y[None]
     n, c = y.shape[:2]
     flat = y.reshape(n, c, -1)
+    if layer.kind == "scale":
+        return _by_channel(flat, chosen)
     if chosen is not None:
         flat = flat[:, :, chosen]
     group = layer.groups
@@ -154,9 +207,11 @@ def matrix(layer: Layer, stored: AnyArray) -> Float64Array:
         return flipped.reshape(group, i // group, o, -1).transpose(0, 1, 3, 2).reshape(
             group, -1, o
         )  # fmt: skip
-    if layer.kind == "gemm" and layer.node.int("transB", 0):
-        return weight.T[None]
-    return weight[None]
+    if layer.kind == "scale":
+        return weight.reshape(-1, 1, 1)
+    if layer.kind == "left" or (layer.kind == "gemm" and layer.node.int("transB", 0)):
+        weight = weight.swapaxes(-1, -2)
+    return weight.reshape(-1, *weight.shape[-2:])
 
 
 def unmatrix(layer: Layer, found: Float64Array, shape: Shape) -> Float64Array:
@@ -168,9 +223,9 @@ def unmatrix(layer: Layer, found: Float64Array, shape: Shape) -> Float64Array:
         i, o = shape[:2]
         kernel = found.reshape(group, i // group, -1, o).transpose(0, 1, 3, 2).reshape(shape)
         return np.ascontiguousarray(np.flip(kernel, tuple(range(2, len(shape)))))
-    if layer.kind == "gemm" and layer.node.int("transB", 0):
-        return np.ascontiguousarray(found[0].T)
-    return np.ascontiguousarray(found[0]).reshape(shape)
+    if layer.kind == "left" or (layer.kind == "gemm" and layer.node.int("transB", 0)):
+        found = found.swapaxes(-1, -2)
+    return np.ascontiguousarray(found).reshape(shape)
 
 
 def kernel_size(layer: Layer, weight: Shape) -> int:

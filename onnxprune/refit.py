@@ -1,20 +1,42 @@
 """Least squares for one layer: the weights that bring its output nearest to a target.
 
-Sums over the data are in float64; a fifth of the rows is held out and decides how strongly the new
-weights are held to the old ones, and whether they are taken at all.
+A fifth of the rows is held out and decides how strongly the new weights are held to the old ones,
+and whether they are taken at all. Where there are more rows than inputs the normal equations are
+solved, summed over batches in float64. Where there are fewer, or where the Gram matrix of the
+inputs would be too large, a sample of the rows is kept and the same solution is found from the Gram
+matrix of the rows: nothing grows with the square of the inputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.types import AnyArray, Float64Array
 
-_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal of the Gram matrix
+_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
+_FIRST_RIDGE = 3  # to be tried; from there to where the held-out error falls
 _HELD_OUT = 0.2
 _LEAST_GAIN = 1e-3  # of the held-out error: less is noise
+_MOST_GRAM_BYTES = 1 << 30
+_MOST_ROW_BYTES = 1 << 29
+_MOST_HELD_BYTES = 1 << 28
+_MOST_ROWS = 6144  # that are kept as they are: their own Gram matrix has to be solved
+_BLOCK = 2048  # inputs that are looked at in float64 at once
+
+Settle = Callable[[Float64Array, Float64Array], tuple[Float64Array, Float64Array]]
+
+
+def sketched(groups: int, inputs: int) -> bool:
+    """Whether a layer has too many inputs for the Gram matrix of all of them."""
+    return 8 * groups * inputs * inputs > _MOST_GRAM_BYTES
+
+
+def most_rows(groups: int, inputs: int) -> int:
+    """Rows that a sketched layer is fitted to, held-out ones included."""
+    return max(2, min(_MOST_ROWS, _MOST_ROW_BYTES // (4 * groups * inputs)))
 
 
 class Moments:
@@ -22,50 +44,161 @@ class Moments:
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
         self.rows = 0
-        self.x = np.zeros((groups, inputs))
-        self.z = np.zeros((groups, outputs))
         self.xx = np.zeros((groups, inputs, inputs))
         self.xz = np.zeros((groups, inputs, outputs))
+        self.z = np.zeros((groups, outputs))
         self.zz = np.zeros((groups, outputs))
 
     def add(self, x: AnyArray, z: AnyArray) -> None:
-        """Add rows, shapes (groups, rows, inputs) and (groups, rows, outputs)."""
+        """Add rows, shapes (groups, rows, inputs) and (groups, rows, outputs).
+
+        Products within a batch have the precision of the batch, sums over batches float64.
+        """
         turned = x.transpose(0, 2, 1)
         self.rows += x.shape[1]
-        self.x += x.sum(axis=1, dtype=np.float64)
-        self.z += z.sum(axis=1, dtype=np.float64)
         self.xx += np.matmul(turned, x)
         self.xz += np.matmul(turned, z)
+        self.z += z.sum(axis=1, dtype=np.float64)
         self.zz += np.square(z, dtype=np.float64).sum(axis=1)
 
-    def plus(self, other: Moments) -> Moments:
-        """The sums over the rows of both."""
-        total = Moments(*self.xz.shape)
-        for name in ("rows", "x", "z", "xx", "xz", "zz"):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
-        return total
+    def join(self, other: Moments | Rows) -> Moments:
+        """These sums with the rows of another set in them."""
+        if isinstance(other, Rows):
+            self.add(other.x, other.z)
+            return self
+        for name in ("rows", "xx", "xz", "z", "zz"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
-    def error(self, weight: Float64Array, bias: Float64Array) -> Float64Array:
-        """Sum of squares of Z - X W - b, shape (groups, outputs)."""
-        gw = np.matmul(self.xx, weight)
-        return np.asarray(
-            self.zz
-            - 2 * np.einsum("gio,gio->go", weight, self.xz)
-            + np.einsum("gio,gio->go", weight, gw)
-            - 2 * bias * self.z
-            + 2 * bias * np.einsum("gi,gio->go", self.x, weight)
-            + self.rows * np.square(bias),
-            np.float64,
-        )
-
-    def loss(self, weight: Float64Array, bias: Float64Array) -> float:
-        """Sum of all the errors, >= 0 whatever rounding made of it."""
-        return max(float(self.error(weight, bias).sum()), 0.0)
+    def error(self, weight: Float64Array) -> Float64Array:
+        """Sum of squares of Z - X W, shape (groups, outputs)."""
+        product = np.matmul(self.xx, weight)
+        crossed = np.einsum("gio,gio->go", weight, product - 2 * self.xz)
+        return np.asarray(self.zz + crossed, np.float64)
 
     @property
     def spread(self) -> Float64Array:
         """Sum of squares of Z around its mean, shape (groups, outputs)."""
         return np.asarray(self.zz - np.square(self.z) / max(self.rows, 1), np.float64)
+
+    def solver(self, start: Float64Array, *, constant: bool) -> Callable[[float], Float64Array]:
+        """What gives the solution near ``start`` for a ridge; the last input may be constant."""
+        varying = self.xx.shape[1] - constant
+        diagonal = np.arange(varying)
+        square = self.xx[:, diagonal, diagonal]
+        if constant:
+            square = square - np.square(self.xx[:, :-1, -1]) / max(self.rows, 1)
+        scale = np.maximum(square.mean(axis=1), 1e-30)
+        wrong = self.xz - np.matmul(self.xx, start)
+        kept = self.xx[:, diagonal, diagonal].copy()
+
+        def solution(ridge: float) -> Float64Array:
+            self.xx[:, diagonal, diagonal] = kept + (ridge * scale)[:, None]
+            try:
+                return np.asarray(start + np.linalg.solve(self.xx, wrong), np.float64)
+            except np.linalg.LinAlgError:
+                return np.full_like(start, np.nan)
+            finally:
+                self.xx[:, diagonal, diagonal] = kept
+
+        return solution
+
+
+class Rows:
+    """Rows of X and Z as they are, for layers with more inputs than rows."""
+
+    def __init__(self, groups: int, inputs: int, outputs: int, most: int) -> None:
+        self.rows = 0
+        self._x = np.empty((groups, most, inputs), np.float32)
+        self._z = np.empty((groups, most, outputs), np.float32)
+
+    @property
+    def x(self) -> AnyArray:
+        """Inputs, shape (groups, rows, inputs)."""
+        return self._x[:, : self.rows]
+
+    @property
+    def z(self) -> AnyArray:
+        """Targets, shape (groups, rows, outputs)."""
+        return self._z[:, : self.rows]
+
+    def add(self, x: AnyArray, z: AnyArray) -> None:
+        """Add rows, shapes (groups, rows, inputs) and (groups, rows, outputs)."""
+        stop = self.rows + x.shape[1]
+        self._x[:, self.rows : stop] = x
+        self._z[:, self.rows : stop] = z
+        self.rows = stop
+
+    def join(self, other: Moments | Rows) -> Rows:
+        """These rows and those of another set."""
+        assert isinstance(other, Rows)
+        groups, _, inputs = self.x.shape
+        both = Rows(groups, inputs, self.z.shape[2], self.rows + other.rows)
+        both.add(self.x, self.z)
+        both.add(other.x, other.z)
+        return both
+
+    def error(self, weight: Float64Array) -> Float64Array:
+        """Sum of squares of Z - X W, shape (groups, outputs)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            left = self.z - np.matmul(self.x, weight.astype(np.float32))
+        return np.asarray(np.square(left, dtype=np.float64).sum(axis=1), np.float64)
+
+    @property
+    def spread(self) -> Float64Array:
+        """Sum of squares of Z around its mean, shape (groups, outputs)."""
+        z = self.z.astype(np.float64)
+        return np.asarray(np.square(z - z.mean(axis=1, keepdims=True)).sum(axis=1), np.float64)
+
+    def solver(self, start: Float64Array, *, constant: bool) -> Callable[[float], Float64Array]:
+        """What gives the solution near ``start`` for a ridge; the last input may be constant.
+
+        (XᵀX + λ)⁻¹XᵀR = Xᵀ(XXᵀ + λ)⁻¹R, where XXᵀ has the size of the rows.
+        """
+        groups, rows, inputs = self.x.shape
+        varying = inputs - constant
+        around = np.zeros((groups, 1, varying))
+        if constant:
+            around = self.x[:, :, :varying].mean(axis=1, keepdims=True, dtype=np.float64)
+        gram = np.zeros((groups, rows, rows))
+        for block in _blocks(varying):
+            part = self.x[:, :, block] - around[:, :, block]
+            gram += np.matmul(part, part.transpose(0, 2, 1))
+        wrong = self.z.astype(np.float64) - _product(self.x, start)
+        middle = wrong.mean(axis=1, keepdims=True) if constant else np.zeros((groups, 1, 1))
+        wrong -= middle
+        diagonal = np.arange(rows)
+        kept = gram[:, diagonal, diagonal].copy()
+        scale = np.maximum(kept.sum(axis=1) / varying, 1e-30)
+
+        def solution(ridge: float) -> Float64Array:
+            gram[:, diagonal, diagonal] = kept + (ridge * scale)[:, None]
+            try:
+                dual = np.linalg.solve(gram, wrong)
+            except np.linalg.LinAlgError:
+                return np.full_like(start, np.nan)
+            found = start.copy()
+            for block in _blocks(varying):
+                part = self.x[:, :, block] - around[:, :, block]
+                found[:, block] += np.matmul(part.transpose(0, 2, 1), dual)
+            if constant:
+                moved = found[:, :varying] - start[:, :varying]
+                found[:, -1:] += middle - np.matmul(around, moved)
+            return found
+
+        return solution
+
+
+def _blocks(inputs: int) -> list[slice]:
+    return [slice(first, min(first + _BLOCK, inputs)) for first in range(0, inputs, _BLOCK)]
+
+
+def _product(x: AnyArray, weight: Float64Array) -> Float64Array:
+    """X W in float64 without a copy of X in it."""
+    total = np.zeros((x.shape[0], x.shape[1], weight.shape[2]))
+    for block in _blocks(x.shape[2]):
+        total += np.matmul(x[:, :, block].astype(np.float64), weight[:, block])
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,69 +220,122 @@ class Fit:
 
 
 class Fitter:
-    """Collects rows and solves."""
+    """Collects rows and solves.
 
-    def __init__(self, groups: int, inputs: int, outputs: int, *, intercept: bool = True) -> None:
+    Inputs and targets are moved by their means in the first batch, so that sums of large numbers
+    lose no digits; the bias is the weight of one more input, which is 1.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        inputs: int,
+        outputs: int,
+        rows: int,
+        *,
+        intercept: bool = True,
+        summed: bool = False,
+    ) -> None:
+        """Expect at most ``rows`` rows; ``summed`` keeps sums over them even of few."""
         self.intercept = intercept
-        self.fitted = Moments(groups, inputs, outputs)
-        self.held = Moments(groups, inputs, outputs)
+        held = int(rows * _HELD_OUT)
+        wide = inputs + intercept
+        few = not summed and (rows - held <= wide or sketched(groups, wide))
+        small = not summed and 4 * groups * held * wide < _MOST_HELD_BYTES
+        self.fitted = _collected(groups, wide, outputs, rows - held, kept=few)
+        # Rows show errors that sums over them would round away.
+        self.held = _collected(groups, wide, outputs, held, kept=few or small)
+        self.origin: tuple[Float64Array, Float64Array] | None = None
 
     def add(self, x: AnyArray, z: AnyArray) -> None:
         """Add one batch of rows; the last of them are held out.
 
         The share is of all rows so far, so that batches of one row are held out now and then.
         """
+        if self.origin is None:
+            self.origin = _mean(x) * self.intercept, _mean(z) * self.intercept
         rows = x.shape[1]
         due = int((self.fitted.rows + self.held.rows + rows) * _HELD_OUT) - self.held.rows
         cut = rows - min(max(due, 0), rows)
+        moved = np.ones((x.shape[0], rows, x.shape[2] + self.intercept), x.dtype)
+        np.subtract(x, self.origin[0], out=moved[:, :, : x.shape[2]], casting="same_kind")
+        target = np.subtract(z, self.origin[1], dtype=z.dtype, casting="same_kind")
         if cut:
-            self.fitted.add(x[:, :cut], z[:, :cut])
+            self.fitted.add(moved[:, :cut], target[:, :cut])
         if cut < rows:
-            self.held.add(x[:, cut:], z[:, cut:])
+            self.held.add(moved[:, cut:], target[:, cut:])
 
-    def solve(self, weight: Float64Array, bias: Float64Array) -> Fit:
-        """Min ‖Z - X W - b‖² + λ‖W - W₀‖², λ by the held-out rows; b is free.
+    def solve(self, weight: Float64Array, bias: Float64Array, settle: Settle | None = None) -> Fit:
+        """Min ‖Z - X W - b‖² + λ‖W - W₀‖², λ by the held-out rows; b is free with an intercept.
 
         Args:
             weight: W₀, shape (groups, inputs, outputs).
-            bias: The old bias, shape (groups, outputs).
+            bias: The old bias, shape (groups, outputs); 0 where there is no intercept.
+            settle: What storing makes of weights and bias; new ones are judged after it.
 
         Source: ridge regression towards given weights (Hoerl & Kennard 1970).
         """
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
-        before = judge.loss(weight, bias)
+        start = self._joined(weight, bias)
+        before = _loss(judge, start)
+        old = Fit(weight, bias, before / scale, before / scale, None)
         if not self.held.rows:  # nothing could tell a gain from noise learned by heart
-            return Fit(weight, bias, before / scale, before / scale, None)
-        best: tuple[float, float] | None = None
-        for ridge, (w, b) in _solutions(self.fitted, weight, _RIDGES, self.intercept):
-            error = judge.loss(w, b)
-            if np.isfinite(error) and (best is None or error < best[0]):
-                best = (error, ridge)
-        if best is None or best[0] > before * (1 - _LEAST_GAIN):
-            return Fit(weight, bias, before / scale, before / scale, None)
-        ((_, (w, b)),) = _solutions(self.fitted.plus(self.held), weight, best[1:], self.intercept)
-        return Fit(w, b, before / scale, best[0] / scale, best[1])
+            return old
+
+        def settled(found: Float64Array) -> tuple[Float64Array, Float64Array]:
+            parts = self._parted(found, bias)
+            return parts if settle is None or not np.isfinite(found).all() else settle(*parts)
+
+        solution = self.fitted.solver(start, constant=self.intercept)
+        error, ridge = _least(lambda one: _loss(judge, self._joined(*settled(solution(one)))))
+        if not np.isfinite(error) or error > before * (1 - _LEAST_GAIN):
+            return old
+        found = self.fitted.join(self.held).solver(start, constant=self.intercept)(ridge)
+        w, b = settled(found)
+        return replace(old, weight=w, bias=b, after=error / scale, ridge=ridge)
+
+    def _joined(self, weight: Float64Array, bias: Float64Array) -> Float64Array:
+        """Weights of what is summed: of inputs and targets that have been moved."""
+        if not self.intercept:
+            return weight
+        assert self.origin is not None
+        x, z = self.origin
+        return np.concatenate([weight, bias[:, None] + np.matmul(x, weight) - z], axis=1)
+
+    def _parted(self, found: Float64Array, bias: Float64Array) -> tuple[Float64Array, Float64Array]:
+        if not self.intercept:
+            return found, bias
+        assert self.origin is not None
+        x, z = self.origin
+        weight = found[:, :-1]
+        return weight, (found[:, -1:] - np.matmul(x, weight) + z)[:, 0]
 
 
-def _solutions(
-    moments: Moments, start: Float64Array, ridges: tuple[float, ...], intercept: bool
-) -> list[tuple[float, tuple[Float64Array, Float64Array]]]:
-    rows = max(moments.rows, 1)
-    mean_x, mean_z = moments.x / rows * intercept, moments.z / rows * intercept
-    gram = moments.xx - rows * mean_x[:, :, None] * mean_x[:, None, :]
-    cross = moments.xz - rows * mean_x[:, :, None] * mean_z[:, None, :]
-    wrong = cross - np.matmul(gram, start)
-    inputs = gram.shape[1]
-    scale = np.maximum(np.trace(gram, axis1=1, axis2=2) / inputs, 1e-30)
-    found = []
-    diagonal = np.arange(inputs)
-    for ridge in ridges:
-        damped = gram.copy()
-        damped[:, diagonal, diagonal] += (ridge * scale)[:, None]
-        try:
-            w = start + np.linalg.solve(damped, wrong)
-        except np.linalg.LinAlgError:
-            continue
-        found.append((ridge, (w, mean_z - np.einsum("gi,gio->go", mean_x, w))))
-    return found
+def _collected(groups: int, inputs: int, outputs: int, rows: int, *, kept: bool) -> Moments | Rows:
+    return Rows(groups, inputs, outputs, rows) if kept else Moments(groups, inputs, outputs)
+
+
+def _mean(rows: AnyArray) -> Float64Array:
+    found = np.asarray(rows.mean(axis=1, keepdims=True, dtype=np.float64))
+    return np.where(np.isfinite(found), found, 0.0)
+
+
+def _loss(judge: Moments | Rows, weight: Float64Array) -> float:
+    """Sum of all the errors, >= 0 whatever rounding made of it; inf where it is no number."""
+    error = float(judge.error(weight).sum())
+    return max(error, 0.0) if np.isfinite(error) else np.inf
+
+
+def _least(loss: Callable[[float], float]) -> tuple[float, float]:
+    """Least loss and its ridge, found by walking downhill from the middle."""
+    best = _FIRST_RIDGE
+    losses = {best: loss(_RIDGES[best])}
+    for step in (-1, 1):
+        tried = best + step
+        while 0 <= tried < len(_RIDGES) and tried not in losses:
+            losses[tried] = loss(_RIDGES[tried])
+            if losses[tried] >= losses[best] * (1 - _LEAST_GAIN):
+                break
+            best, tried = tried, tried + step
+    return losses[best], _RIDGES[best]

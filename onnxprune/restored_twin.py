@@ -22,7 +22,7 @@ from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph
 from onnxprune.layers import Layer, columns, layer_of, matrix, unmatrix
 from onnxprune.moments import seen_weight, spreads
-from onnxprune.refit import Fitter, Moments
+from onnxprune.refit import Fitter, Moments, Rows
 from onnxprune.select import PruningPlan
 from onnxprune.survivors import Survivors
 from onnxprune.twin import twin_edits
@@ -156,7 +156,7 @@ class Restorer:
             assert seen is not None
             inputs = inputs_of(layer, seen.shape)
             most = sampled_positions(inputs, self._samples)
-            found.append((layer, seen, most, Fitter(layer.groups, inputs, 1)))
+            found.append((layer, seen, most, Fitter(layer.groups, inputs, 1, 0, summed=True)))
         for batch in rounds():
             for layer, seen, most, fitter in found:
                 rows, _ = columns(layer, batch[layer.data], seen.shape, most, rng)
@@ -175,9 +175,11 @@ class Restorer:
             return seen, np.zeros(groups * made)
         # (group, in / group), each channel as often as the kernel has positions.
         left = np.repeat(alive.reshape(groups, -1), inputs * groups // alive.size, axis=1)
-        fitter = Fitter(groups, inputs, made)
+        fitter = Fitter(groups, inputs, made, 0, summed=True)
         fitter.fitted = _without(sums.fitted, weight, left)
         fitter.held = _without(sums.held, weight, left)
+        if sums.origin is not None:
+            fitter.origin = sums.origin[0], np.matmul(sums.origin[0], weight)
         fit = fitter.solve(weight * left[:, :, None], np.zeros((groups, made)))
         new = unmatrix(layer, fit.weight * left[:, :, None], seen.shape)
         with np.errstate(over="ignore"):
@@ -212,16 +214,22 @@ def _fittable(graph: Graph, leaf: str) -> Layer | None:
     return layer if 2 * 8 * layer.groups * inputs * inputs <= _MOST_MOMENTS else None
 
 
-def _without(sums: Moments, weight: Float64Array, left: BoolArray) -> Moments:
-    """Sums over the inputs that are left, for a target X W of all inputs."""
-    found = Moments(*weight.shape)
-    product = np.matmul(sums.xx, weight)
+def _without(sums: Moments | Rows, weight: Float64Array, left: BoolArray) -> Moments:
+    """Sums over the inputs that are left, for a target X W of all inputs.
+
+    The last input is 1: the target has no part in it, and it stays.
+    """
+    assert isinstance(sums, Moments)
+    groups, inputs, made = weight.shape
+    whole = np.concatenate([weight, np.zeros((groups, 1, made))], axis=1)
+    stays = np.concatenate([left, np.ones((groups, 1), np.bool_)], axis=1)
+    found = Moments(groups, inputs + 1, made)
+    product = np.matmul(sums.xx, whole)
     found.rows = sums.rows
-    found.x = sums.x * left
-    found.z = np.einsum("gi,gio->go", sums.x, weight)
-    found.xx = sums.xx * left[:, :, None] * left[:, None, :]
-    found.xz = product * left[:, :, None]
-    found.zz = np.einsum("gio,gio->go", weight, product)
+    found.z = product[:, -1]
+    found.xx = sums.xx * stays[:, :, None] * stays[:, None, :]
+    found.xz = product * stays[:, :, None]
+    found.zz = np.einsum("gio,gio->go", whole, product)
     return found
 
 

@@ -264,11 +264,15 @@ def _least_squares(
     product = matrix(layer, weight)
     kernel = kernel_size(layer, weight.shape)
     width = product.shape[1] // kernel  # input channels of one group
-    for number in range(layer.groups):
-        mine = (axis.index >= number * width) & (axis.index < (number + 1) * width)
+    if kernel > 1 and gram.shape[1] == width:  # too many inputs: kernel positions as outputs
+        product, kernel = product.reshape(len(product), width, -1), 1
+    stacked = layer.groups == 1 and axis.index.max() < width  # every matrix reads the same
+    for number in range(len(product)):
+        first = 0 if stacked else number * width
+        mine = (axis.index >= first) & (axis.index < first + width)
         if not mine.any():
             continue
-        channel = axis.index[mine] - number * width
+        channel = axis.index[mine] - first
         columns = channel[:, None] * kernel + np.arange(kernel)
         units = axis.unit[mine]
         joined, owners = _joined(columns, units)

@@ -325,14 +325,17 @@ class Refitted:
     Attributes:
         node: Its node.
         before, after: Held-out error of its output before and after, as a share of the variance
-            of the original's; before is with what feeds it refitted already.
+            of the original's; before is with what feeds it refitted already. NaN where nothing
+            was compared.
         ridge: How strongly it was held to its old weights, None where those were kept.
+        why: Why they were kept; or that a sample of the rows had to do.
     """
 
     node: str
     before: float
     after: float
     ridge: float | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

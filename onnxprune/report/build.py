@@ -169,7 +169,11 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         without_effect=report.without_effect,
         restored=[
             RefittedJson(
-                node=one.node, before=_finite(one.before), after=_finite(one.after), ridge=one.ridge
+                node=one.node,
+                before=_finite(one.before),
+                after=_finite(one.after),
+                ridge=one.ridge,
+                why=one.why or None,
             )
             for one in report.restored
         ],

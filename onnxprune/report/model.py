@@ -84,12 +84,16 @@ class OperatorJson(_Part):
 
 
 class RefittedJson(_Part):
-    """One refitted layer: held-out error of its output as a share of the original's variance."""
+    """One refitted layer: held-out error of its output as a share of the original's variance.
+
+    ``ridge`` is null where the old weights were kept, and ``why`` says the reason.
+    """
 
     node: str
     before: float | None
     after: float | None
     ridge: float | None
+    why: str | None = None
 
 
 class CostJson(_Part):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -72,14 +73,23 @@ def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType
             )
         return
     taken = [one for one in report.restored if one.ridge is not None]
-    before = sum(one.before for one in report.restored) / len(report.restored)
-    after = sum(one.after for one in report.restored) / len(report.restored)
-    yield _line(
+    compared = [one for one in report.restored if math.isfinite(one.before)]
+    line = (
         f"restored: {len(taken)} of {len(report.restored)} layers refitted on "
-        f"{report.verdict.inputs or 'the data'}; mean held-out error {before:.3g} → {after:.3g}"
+        f"{report.verdict.inputs or 'the data'}"
     )
+    if compared:
+        before = sum(one.before for one in compared) / len(compared)
+        after = sum(one.after for one in compared) / len(compared)
+        line += f"; mean held-out error {before:.3g} → {after:.3g}"
+    yield _line(line)
+    left = [one for one in report.restored if one not in compared]
+    if left and not verbose:
+        counted = "1 layer" if len(left) == 1 else f"{len(left)} layers"
+        yield _line(f"  {counted} could not be refitted, first {left[0].node}: {left[0].why}")
     for one in report.restored if verbose else ():
-        yield _line(f"  {one.node}: {one.before:.3g} → {one.after:.3g}")
+        errors = f"{one.before:.3g} → {one.after:.3g}" if one in compared else "not refitted"
+        yield _line(f"  {one.node}: {errors}{f' ({one.why})' if one.why else ''}")
 
 
 def inspect_report(

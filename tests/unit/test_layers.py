@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune import calibrate
 from onnxprune.calibrate import Gram, energies, grams, stream
 from onnxprune.data import Data
 from onnxprune.io import Model
@@ -55,6 +56,16 @@ CASES = [
                  id="gemm, data transposed"),
     pytest.param("g (float[2,5,6] x) => (float[a,b,c] y) { y = MatMul(x, w) }", (6, 4),
                  id="matmul"),
+    pytest.param("g (float[2,6,5] x) => (float[a,b,c] y) { y = MatMul(w, x) }", (4, 6),
+                 id="matmul, weight first"),
+    pytest.param("g (float[2,3,5,6] x) => (float[a,b,c,d] y) { y = MatMul(x, w) }", (3, 6, 4),
+                 id="matmul, stack"),
+    pytest.param("g (float[2,1,5,6] x) => (float[a,b,c,d] y) { y = MatMul(x, w) }", (2, 3, 6, 4),
+                 id="matmul, stack that repeats the data"),
+    pytest.param("g (float[5,6] x) => (float[a,b,c] y) { y = MatMul(x, w) }", (3, 6, 4),
+                 id="matmul, stack over all of the data"),
+    pytest.param("g (float[2,3,6,5] x) => (float[a,b,c,d] y) { y = MatMul(w, x) }", (3, 4, 6),
+                 id="matmul, stack first"),
 ]  # fmt: skip
 
 
@@ -76,7 +87,7 @@ def test_columns_times_matrix_is_what_the_layer_gives(
     (made,) = stream(model, ["y"], data)
     weight = np.asarray(model.weights()["w"].read())
     seen, chosen = columns(layer, x, shape, most, np.random.default_rng(0))
-    expected = outputs(layer, made["y"], chosen)
+    expected = outputs(layer, made["y"], chosen, shape)
     np.testing.assert_allclose(seen @ matrix(layer, weight), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(unmatrix(layer, matrix(layer, weight), shape), weight)
 
@@ -95,6 +106,20 @@ def test_energies_and_grams_are_moments_of_what_is_read(text: str, shape: tuple[
     seen, _ = columns(layer, x, shape, 10_000, np.random.default_rng(0))
     np.testing.assert_allclose(gram.matrix[0], seen[0].T @ seen[0], rtol=1e-4, atol=1e-3)
     assert gram.rows == seen.shape[1]
+
+
+def test_gram_of_a_wide_layer_is_that_of_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel positions count as rows where all of the inputs together are too many."""
+    monkeypatch.setattr(calibrate, "_MOST_GRAM_BYTES", 8 * 53 * 53)
+    model, x, data = one(f"g ({MAP} x) => (float[a,b,c,d] y) {{ y = Conv(x, w) }}", (4, 6, 3, 3))
+    graph = prepare(model)
+    layer = layer_of(graph, "w")
+    assert layer is not None
+    ((_, gram),) = grams(graph, environment(graph, {"x": x.shape}), [layer], data)
+    seen, _ = columns(layer, x, (4, 6, 3, 3), 10_000, np.random.default_rng(0))
+    expected = sum(seen[0, :, tap::9].T @ seen[0, :, tap::9] for tap in range(9))
+    np.testing.assert_allclose(gram.matrix[0], expected, rtol=1e-4, atol=1e-3)
+    assert gram.rows == 9 * seen.shape[1]
 
 
 def test_cost_of_a_channel_is_the_error_of_the_best_refit() -> None:

@@ -28,7 +28,7 @@ from onnxprune.report.tables import (
     shrink_report,
     worst_drift,
 )
-from onnxprune.types import Drift, Latency, Report
+from onnxprune.types import Drift, Latency, Refitted, Report
 from tests.small import MODELS, conv_chain, parsed
 
 
@@ -131,6 +131,28 @@ def test_shrink_tells_costs_drift_and_a_closing_line(shrunk: Report) -> None:
     assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.5 k params · ")
     assert "twin ok · drift on random input" in lines[-2]
     assert lines[-1] == "next: trtexec --onnx='out dir/m.onnx'"
+
+
+def test_layers_that_keep_their_weights_say_why(shrunk: Report) -> None:
+    nan = float("nan")
+    left = Refitted("y", nan, nan, None, "Einsum is no plain product")
+    report = replace(shrunk, restored=(Refitted("a", 0.5, 0.1, 1e-3), left))
+    said = printed(shrink_report(report))
+    assert "restored: 1 of 2 layers refitted on" in said
+    assert "mean held-out error 0.5 → 0.1" in said
+    assert "  1 layer could not be refitted, first y: Einsum is no plain product" in said
+    every = printed(shrink_report(report, verbose=True))
+    assert "  a: 0.5 → 0.1\n" in every
+    assert "  y: not refitted (Einsum is no plain product)" in every
+    kept = printed(shrink_report(replace(shrunk, restored=(left, left))))
+    assert "  2 layers could not be refitted" in kept
+    assert "held-out" not in kept
+    restored = as_json(report)["restored"]
+    assert restored[1] == {  # type: ignore[index]  # JSON
+        "node": "y", "before": None, "after": None, "ridge": None,
+        "why": "Einsum is no plain product",
+    }  # fmt: skip
+    jsonschema.Draft202012Validator(json.loads(stored("report"))).validate(as_json(report))
 
 
 def test_dry_run_and_no_verification_are_said() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxprune import calibrate
 from onnxprune.analyse import analyse
 from onnxprune.calibrate import stream
-from onnxprune.data import random_data
+from onnxprune.data import Data, random_data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load
@@ -351,3 +352,43 @@ def test_function_that_cannot_be_had_is_refused(
         path.write_text(text)
     with pytest.raises(UsageError, match=said):
         score(analyse(conv_chain()), f"{path}:{name}")
+
+
+# ---------------------------------------------------------------------- what a refit would leave
+
+
+def test_a_channel_that_one_matrix_of_a_stack_reads_is_worth_something() -> None:
+    weight = np.zeros((3, 8, 5), np.float32)
+    weight[2] = RNG.standard_normal((8, 5))
+    weight[2, 6] = 0
+    model = parsed(
+        "g (float[N,3,7,6] x) => (float[N,3,7,5] y) {h = MatMul(x, a) y = MatMul(h, w)}",
+        a=np.linalg.qr(RNG.standard_normal((8, 6)))[0].T.astype(np.float32), w=weight,
+    )  # fmt: skip
+    x = RNG.standard_normal((60, 3, 7, 6)).astype(np.float32)
+    graph = analyse(model)
+    data = Data([{"x": x}], "given", random=False, samples=60)
+    values = score(graph, "obs", data=data)[graph.prunable[0].id]
+    assert np.argmin(values) == 6
+    assert np.sum(values > 1e-6) >= 5
+
+
+def test_wide_layers_are_ranked_by_channels_as_narrow_ones_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = parsed(
+        "g (float[N,3,9,9] x) => (float[N,5,7,7] y) {h = Conv(x, a, b) r = Relu(h) y = Conv(r, w)}",
+        a=RNG.standard_normal((24, 3, 1, 1)).astype(np.float32),
+        b=RNG.standard_normal(24).astype(np.float32),
+        w=(RNG.standard_normal((5, 24, 3, 3)) * RNG.uniform(0, 2, (24, 1, 1))).astype(np.float32),
+    )
+    x = RNG.standard_normal((60, 3, 9, 9)).astype(np.float32)
+    graph = analyse(model)
+    data = Data([{"x": x}], "given", random=False, samples=60)
+    group = graph.prunable[0].id
+    narrow = score(graph, "obs", data=data)[group]
+    monkeypatch.setattr(calibrate, "_MOST_GRAM_BYTES", 8 * 215 * 215)
+    wide = score(graph, "obs", data=data)[group]
+    assert not np.array_equal(wide, narrow)
+    half = set(np.argsort(narrow)[:12])
+    assert len(half & set(np.argsort(wide)[:12])) >= 9

@@ -1,0 +1,126 @@
+"""The least-squares problem of one layer, or of several that share a weight.
+
+Tied layers have one matrix and a bias each: the weight of an input that is 1 in the rows of that
+layer and 0 in all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.affine import Affine
+from onnxprune.calibrate import sampled_positions
+from onnxprune.layers import Layer, columns, outputs
+from onnxprune.refit import Fit, Fitter, most_rows, sketched
+from onnxprune.types import AnyArray, Float64Array
+
+Pairs = Sequence[tuple[Sequence[AnyArray], Sequence[AnyArray]]]  # read and wanted, by batch
+
+
+class Problem:
+    """Layers with one weight, under what their constants are now."""
+
+    def __init__(
+        self, affines: Sequence[Affine], products: Sequence[tuple[Float64Array, Float64Array]]
+    ) -> None:
+        """One affine form for each layer, and its weight and bias."""
+        self.affines = affines
+        self.start = products[0][0]
+        self.shifts = [shift for _, shift in products]
+        self.free = [affine.bias is not None for affine in affines]
+        self.tied = len(affines) > 1
+        self.seen = affines[0].seen.shape
+        groups, inputs, _ = self.start.shape
+        self.limit = most_rows(groups, inputs) if sketched(groups, inputs) else None
+
+    def fitted(self, pairs: Pairs, rng: np.random.Generator) -> tuple[Fit, str]:
+        """The fit, and what to say of it where only a sample of the rows is used."""
+        groups, inputs, made = self.start.shape
+        samples = sum(array.shape[0] for read, _ in pairs for array in read)
+        most = sampled_positions(inputs, samples)
+        if self.limit is not None:
+            most = max(1, min(most, self.limit // max(1, samples)))
+        total = sum(self._count(z, most) for _, wanted in pairs for z in wanted)
+        rows = total if self.limit is None else min(total, self.limit)
+        wide = inputs + len(self.affines) * self.tied
+        fitter = Fitter(groups, wide, made, rows, intercept=self.free[0] and not self.tied)
+        seen = taken = 0
+        for x, y in self._rows(pairs, most, rng):
+            seen += x.shape[1]
+            due = seen * rows // total - taken
+            if due < x.shape[1]:
+                some = np.sort(rng.choice(x.shape[1], due, replace=False))
+                x, y = x[:, some], y[:, some]  # noqa: PLW2901  (less of the same)
+            fitter.add(x, y)
+            taken += due
+        start, bias = self.start, self.shifts[0]
+        if self.tied:
+            start = np.concatenate([start, np.stack(self._free_shifts(), axis=1)], axis=1)
+        exact = all(affine.exact for affine in self.affines)
+        fit = fitter.solve(start, bias, None if exact else self._settled)
+        said = f"fitted to a sample of {rows:,} rows for {inputs:,} inputs"
+        return fit, said if self.limit is not None else ""
+
+    def written(self, fit: Fit) -> Mapping[str, AnyArray]:
+        """New values of the constants; {} where they cannot be stored."""
+        found: dict[str, AnyArray] = {}
+        for affine, (weight, bias) in zip(
+            self.affines, self._parts(fit.weight, fit.bias), strict=True
+        ):
+            values = affine.written(weight, bias)
+            if not values:
+                return {}
+            found |= values
+        return found
+
+    def _rows(
+        self, pairs: Pairs, most: int, rng: np.random.Generator
+    ) -> Iterator[tuple[AnyArray, AnyArray]]:
+        for number, (read, wanted) in enumerate(pairs):
+            layer = self.affines[number].site.layer
+            for x, z in zip(read, wanted, strict=True):
+                rows, chosen = columns(layer, x, self.seen, most, rng)
+                target = outputs(layer, z, chosen, self.seen)
+                if not self.free[number]:
+                    target = target - self.shifts[number][:, None].astype(np.float32)
+                if self.tied:
+                    mark = np.zeros((*rows.shape[:2], len(self.affines)), np.float32)
+                    mark[:, :, number] = self.free[number]
+                    rows = np.concatenate([rows, mark], axis=2)
+                yield rows, target
+
+    def _count(self, wanted: AnyArray, most: int) -> int:
+        """Rows that one batch gives."""
+        layer: Layer = self.affines[0].site.layer
+        if layer.kind in ("conv", "deconv", "scale"):
+            positions = int(np.prod(wanted.shape[2:], dtype=np.int64))
+            return int(wanted.shape[0] * min(most, positions))
+        groups, _, made = self.start.shape
+        return int(wanted.size // (groups * made))
+
+    def _free_shifts(self) -> list[Float64Array]:
+        return [shift * free for shift, free in zip(self.shifts, self.free, strict=True)]
+
+    def _parts(
+        self, weight: Float64Array, bias: Float64Array
+    ) -> Iterator[tuple[Float64Array, Float64Array]]:
+        """Weight and bias of each layer."""
+        inputs = self.start.shape[1]
+        for number in range(len(self.affines)):
+            own = weight[:, inputs + number] if self.tied else bias
+            yield weight[:, :inputs], own
+
+    def _settled(
+        self, weight: Float64Array, bias: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """What storing makes of weights and biases."""
+        stored = [
+            affine.settled(*parts)
+            for affine, parts in zip(self.affines, self._parts(weight, bias), strict=True)
+        ]
+        if not self.tied:
+            return stored[0]
+        after = [own * free for (_, own), free in zip(stored, self.free, strict=True)]
+        return np.concatenate([stored[0][0], np.stack(after, axis=1)], axis=1), bias
