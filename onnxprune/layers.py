@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from onnxprune.graph import Graph, Node
-from onnxprune.types import AnyArray, Float64Array, IntArray, Shape
-
-Float32Array: TypeAlias = NDArray[np.float32]
+from onnxprune.types import AnyArray, Float32Array, Float64Array, IntArray, Shape
 
 _CONVOLUTIONS = ("Conv", "FusedConv")
 

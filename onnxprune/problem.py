@@ -14,7 +14,8 @@ from onnxprune.affine import Affine
 from onnxprune.calibrate import sampled_positions
 from onnxprune.layers import Layer, columns, outputs
 from onnxprune.refit import Fit, Fitter, most_rows, sketched
-from onnxprune.types import AnyArray, Float64Array
+from onnxprune.through import Function, Through
+from onnxprune.types import AnyArray, Float32Array, Float64Array
 
 Pairs = Sequence[tuple[Sequence[AnyArray], Sequence[AnyArray]]]  # read and wanted, by batch
 
@@ -35,8 +36,21 @@ class Problem:
         groups, inputs, _ = self.start.shape
         self.limit = most_rows(groups, inputs) if sketched(groups, inputs) else None
 
-    def fitted(self, pairs: Pairs, rng: np.random.Generator) -> tuple[Fit, str]:
-        """The fit, and what to say of it where only a sample of the rows is used."""
+    def fitted(
+        self,
+        pairs: Pairs,
+        rng: np.random.Generator,
+        activation: Function | None = None,
+        added: Sequence[AnyArray] | None = None,
+    ) -> tuple[Fit, str]:
+        """The fit, and what to say of it where only a sample of the rows is used.
+
+        Args:
+            pairs: For each of the layers.
+            rng: Draws the output positions that are looked at.
+            activation: What alone reads the output of the one layer there is, if it is known.
+            added: What is added to that output in front of the activation, by batch.
+        """
         groups, inputs, made = self.start.shape
         samples = sum(array.shape[0] for read, _ in pairs for array in read)
         most = sampled_positions(inputs, samples)
@@ -46,20 +60,30 @@ class Problem:
         rows = total if self.limit is None else min(total, self.limit)
         wide = inputs + len(self.affines) * self.tied
         fitter = Fitter(groups, wide, made, rows, intercept=self.free[0] and not self.tied)
-        seen = taken = 0
-        for x, y in self._rows(pairs, most, rng):
-            seen += x.shape[1]
-            due = seen * rows // total - taken
-            if due < x.shape[1]:
-                some = np.sort(rng.choice(x.shape[1], due, replace=False))
-                x, y = x[:, some], y[:, some]  # noqa: PLW2901  (less of the same)
+        state = int(rng.integers(1 << 62))
+
+        def batches() -> Iterator[tuple[Float32Array, Float32Array, Float32Array | None]]:
+            drawn = np.random.default_rng(state)
+            seen = taken = 0
+            for x, y, more in self._rows(pairs, added, most, drawn):
+                seen += x.shape[1]
+                due = seen * rows // total - taken
+                taken += due
+                some = slice(None) if due == x.shape[1] else np.sort(
+                    drawn.choice(x.shape[1], due, replace=False)
+                )  # fmt: skip
+                yield x[:, some], y[:, some], None if more is None else more[:, some]
+
+        for x, y, _ in batches():
             fitter.add(x, y)
-            taken += due
+        through = None
+        if activation is not None and self.free[0] and not self.tied:
+            through = Through(activation, batches)
         start, bias = self.start, self.shifts[0]
         if self.tied:
             start = np.concatenate([start, np.stack(self._free_shifts(), axis=1)], axis=1)
         exact = all(affine.exact for affine in self.affines)
-        fit = fitter.solve(start, bias, None if exact else self._settled)
+        fit = fitter.solve(start, bias, None if exact else self._settled, through)
         said = f"fitted to a sample of {rows:,} rows for {inputs:,} inputs"
         return fit, said if self.limit is not None else ""
 
@@ -76,20 +100,25 @@ class Problem:
         return found
 
     def _rows(
-        self, pairs: Pairs, most: int, rng: np.random.Generator
-    ) -> Iterator[tuple[AnyArray, AnyArray]]:
+        self,
+        pairs: Pairs,
+        added: Sequence[AnyArray] | None,
+        most: int,
+        rng: np.random.Generator,
+    ) -> Iterator[tuple[Float32Array, Float32Array, Float32Array | None]]:
         for number, (read, wanted) in enumerate(pairs):
             layer = self.affines[number].site.layer
-            for x, z in zip(read, wanted, strict=True):
+            for batch, (x, z) in enumerate(zip(read, wanted, strict=True)):
                 rows, chosen = columns(layer, x, self.seen, most, rng)
                 target = outputs(layer, z, chosen, self.seen)
+                more = None if added is None else outputs(layer, added[batch], chosen, self.seen)
                 if not self.free[number]:
                     target = target - self.shifts[number][:, None].astype(np.float32)
                 if self.tied:
                     mark = np.zeros((*rows.shape[:2], len(self.affines)), np.float32)
                     mark[:, :, number] = self.free[number]
                     rows = np.concatenate([rows, mark], axis=2)
-                yield rows, target
+                yield rows, target, more
 
     def _count(self, wanted: AnyArray, most: int) -> int:
         """Rows that one batch gives."""

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.through import Through
 from onnxprune.types import AnyArray, Float64Array
 
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
 _FIRST_RIDGE = 3  # to be tried; from there to where the held-out error falls
 _HELD_OUT = 0.2
 _LEAST_GAIN = 1e-3  # of the held-out error: less is noise
+_ROUNDS = 4  # in which targets follow the slopes of the activation behind a layer
+_ROUND_GAIN = 1e-2  # of the held-out error: for less there is no further round
 _MOST_GRAM_BYTES = 1 << 30
 _MOST_ROW_BYTES = 1 << 29
 _MOST_HELD_BYTES = 1 << 28
@@ -54,21 +57,35 @@ class Moments:
 
         Products within a batch have the precision of the batch, sums over batches float64.
         """
-        turned = x.transpose(0, 2, 1)
         self.rows += x.shape[1]
-        self.xx += np.matmul(turned, x)
-        self.xz += np.matmul(turned, z)
+        self.xx += np.matmul(x.transpose(0, 2, 1), x)
+        self.aim(x, z)
+
+    def bare(self) -> Moments:
+        """The same inputs, without targets."""
+        groups, inputs, outputs = self.xz.shape
+        other = Moments(groups, 0, outputs)
+        other.rows, other.xx, other.xz = self.rows, self.xx, np.zeros((groups, inputs, outputs))
+        return other
+
+    def aim(self, x: AnyArray, z: AnyArray) -> None:
+        """Add the targets of rows whose inputs are there already."""
+        self.xz += np.matmul(x.transpose(0, 2, 1), z)
         self.z += z.sum(axis=1, dtype=np.float64)
         self.zz += np.square(z, dtype=np.float64).sum(axis=1)
 
     def join(self, other: Moments | Rows) -> Moments:
-        """These sums with the rows of another set in them."""
+        """The sums over the rows of both."""
+        both = self.bare()
+        names = ("rows", "xx", "xz", "z", "zz")
         if isinstance(other, Rows):
-            self.add(other.x, other.z)
-            return self
-        for name in ("rows", "xx", "xz", "z", "zz"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
+            for name in names[1:]:
+                setattr(both, name, getattr(self, name).copy())
+            both.add(other.x, other.z)
+            return both
+        for name in names:
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
 
     def error(self, weight: Float64Array) -> Float64Array:
         """Sum of squares of Z - X W, shape (groups, outputs)."""
@@ -109,6 +126,7 @@ class Rows:
 
     def __init__(self, groups: int, inputs: int, outputs: int, most: int) -> None:
         self.rows = 0
+        self._aimed = 0
         self._x = np.empty((groups, most, inputs), np.float32)
         self._z = np.empty((groups, most, outputs), np.float32)
 
@@ -126,8 +144,20 @@ class Rows:
         """Add rows, shapes (groups, rows, inputs) and (groups, rows, outputs)."""
         stop = self.rows + x.shape[1]
         self._x[:, self.rows : stop] = x
-        self._z[:, self.rows : stop] = z
         self.rows = stop
+        self.aim(x, z)
+
+    def bare(self) -> Rows:
+        """The same inputs, without targets."""
+        other = Rows(self._x.shape[0], 0, 0, 0)
+        other.rows, other._x, other._z = self.rows, self._x, np.empty_like(self._z)
+        return other
+
+    def aim(self, x: AnyArray, z: AnyArray) -> None:
+        """Add the targets of rows whose inputs are there already."""
+        stop = self._aimed + x.shape[1]
+        self._z[:, self._aimed : stop] = z
+        self._aimed = stop
 
     def join(self, other: Moments | Rows) -> Rows:
         """These rows and those of another set."""
@@ -201,6 +231,9 @@ def _product(x: AnyArray, weight: Float64Array) -> Float64Array:
     return total
 
 
+_Sums = tuple[Moments | Rows, Moments | Rows]  # fitted, and held out
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """New weights of a layer.
@@ -254,26 +287,43 @@ class Fitter:
         """
         if self.origin is None:
             self.origin = _mean(x) * self.intercept, _mean(z) * self.intercept
-        rows = x.shape[1]
-        due = int((self.fitted.rows + self.held.rows + rows) * _HELD_OUT) - self.held.rows
-        cut = rows - min(max(due, 0), rows)
-        moved = np.ones((x.shape[0], rows, x.shape[2] + self.intercept), x.dtype)
-        np.subtract(x, self.origin[0], out=moved[:, :, : x.shape[2]], casting="same_kind")
-        target = np.subtract(z, self.origin[1], dtype=z.dtype, casting="same_kind")
+        cut = self._fitted_of(x.shape[1], self.fitted.rows, self.held.rows)
+        moved, target = self._moved(x, z)
         if cut:
             self.fitted.add(moved[:, :cut], target[:, :cut])
-        if cut < rows:
+        if cut < x.shape[1]:
             self.held.add(moved[:, cut:], target[:, cut:])
 
-    def solve(self, weight: Float64Array, bias: Float64Array, settle: Settle | None = None) -> Fit:
+    def _fitted_of(self, rows: int, fitted: int, held: int) -> int:
+        """How many rows of the next batch are fitted."""
+        due = int((fitted + held + rows) * _HELD_OUT) - held
+        return rows - min(max(due, 0), rows)
+
+    def _moved(self, x: AnyArray, z: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """Rows around the origin, with the input that is 1."""
+        assert self.origin is not None
+        moved = np.ones((x.shape[0], x.shape[1], x.shape[2] + self.intercept), x.dtype)
+        np.subtract(x, self.origin[0], out=moved[:, :, : x.shape[2]], casting="same_kind")
+        return moved, np.subtract(z, self.origin[1], dtype=z.dtype, casting="same_kind")
+
+    def solve(
+        self,
+        weight: Float64Array,
+        bias: Float64Array,
+        settle: Settle | None = None,
+        through: Through | None = None,
+    ) -> Fit:
         """Min ‖Z - X W - b‖² + λ‖W - W₀‖², λ by the held-out rows; b is free with an intercept.
 
         Args:
             weight: W₀, shape (groups, inputs, outputs).
             bias: The old bias, shape (groups, outputs); 0 where there is no intercept.
             settle: What storing makes of weights and bias; new ones are judged after it.
+            through: The activation through which Z is seen, if that is known: errors then count
+                as they are behind it.
 
-        Source: ridge regression towards given weights (Hoerl & Kennard 1970).
+        Source: ridge regression towards given weights (Hoerl & Kennard 1970); through an
+            activation as in Zhang et al. 2015 (arXiv:1505.06798), by iterative reweighting.
         """
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
@@ -291,9 +341,66 @@ class Fitter:
         error, ridge = _least(lambda one: _loss(judge, self._joined(*settled(solution(one)))))
         if not np.isfinite(error) or error > before * (1 - _LEAST_GAIN):
             return old
-        found = self.fitted.join(self.held).solver(start, constant=self.intercept)(ridge)
-        w, b = settled(found)
-        return replace(old, weight=w, bias=b, after=error / scale, ridge=ridge)
+        found = replace(old, after=error / scale, ridge=ridge)
+        sums = self.fitted, self.held
+
+        def solved(fitted: Moments | Rows) -> tuple[Float64Array, Float64Array]:
+            return settled(fitted.solver(start, constant=self.intercept)(ridge))
+
+        if through is not None:
+            bent = self._through(through, old, solved)
+            if bent is not None:
+                sums, found = bent[0], replace(found, before=bent[1], after=bent[2])
+        w, b = solved(sums[0].join(sums[1]))
+        return replace(found, weight=w, bias=b)
+
+    def _through(
+        self,
+        through: Through,
+        old: Fit,
+        solved: Callable[[Moments | Rows], tuple[Float64Array, Float64Array]],
+    ) -> tuple[_Sums, float, float] | None:
+        """Rows with the targets that serve best behind an activation, and errors as seen there.
+
+        None where the plain targets do.
+        """
+        (before, least), targets = self._round(through, (old.weight, old.bias), solved(self.fitted))
+        best: tuple[_Sums, float] | None = None
+        for _ in range(_ROUNDS):
+            (error,), following = self._round(through, solved(targets[0]))
+            if not error < least * (1 - _LEAST_GAIN):
+                break
+            more = error < least * (1 - _ROUND_GAIN)
+            best, least = (targets, error), error
+            if not more:
+                break
+            targets = following
+        return None if best is None else (best[0], before, best[1])
+
+    def _round(
+        self, through: Through, *weights: tuple[Float64Array, Float64Array]
+    ) -> tuple[list[float], _Sums]:
+        """Held-out error of some weights as a share of what varies, and targets from the last."""
+        fitted, held = self.fitted.bare(), self.held.bare()
+        errors = [0.0 for _ in weights]
+        total, square, count = np.zeros(()), 0.0, 0
+        done = over = 0
+        for x, z, added in through.batches():
+            cut = self._fitted_of(x.shape[1], done, over)
+            done, over = done + cut, over + x.shape[1] - cut
+            wanted = through.wanted(z, added)
+            for number, one in enumerate(weights):
+                made = through.made(x, *one)
+                seen = np.subtract(wanted, through.wanted(made, added))
+                errors[number] += float(np.square(seen[:, cut:], dtype=np.float64).sum())
+            moved, target = self._moved(x, through.target(z, made, seen))
+            fitted.aim(moved[:, :cut], target[:, :cut])
+            held.aim(moved[:, cut:], target[:, cut:])
+            total = total + wanted[:, cut:].sum(axis=1, dtype=np.float64)
+            square += float(np.square(wanted[:, cut:], dtype=np.float64).sum())
+            count += x.shape[1] - cut
+        scale = max(square - float(np.square(total).sum()) / max(count, 1), 1e-30)
+        return [error / scale for error in errors], (fitted, held)
 
     def _joined(self, weight: Float64Array, bias: Float64Array) -> Float64Array:
         """Weights of what is summed: of inputs and targets that have been moved."""

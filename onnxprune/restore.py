@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune import fields
+from onnxprune.activations import activation_behind
 from onnxprune.affine import Affine
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
@@ -154,13 +155,14 @@ class _Refit:
     def _layer(self, site: Site, first: Stepwise, second: Stepwise) -> list[Refitted]:
         """Fit a layer, and those tied to it, and write what was found."""
         affines = [Affine(one, self.work, lambda n: self._value(second, n)) for one in site.all]
-        pairs = self._pairs(site, first, second)
+        pairs, added = self._pairs(site, first, second)
         nodes = [one.layer.node for one in site.all]
         products = [affine.product() for affine in affines]
         if any(product is None for product in products):
             return [_left(node, "its bias is not one constant for each output") for node in nodes]
         problem = Problem(affines, [product for product in products if product is not None])
-        fit, sampled = problem.fitted(pairs, self.rng)
+        behind = activation_behind(self.work, site.goal)
+        fit, sampled = problem.fitted(pairs, self.rng, behind, added)
         if not np.isfinite(fit.before):
             return [_left(node, "its data overflow") for node in nodes]
         written = problem.written(fit) if fit.ridge is not None else {}
@@ -174,8 +176,13 @@ class _Refit:
         found = run.constants.get(name)
         return self.work.constants[name].weight.read() if found is None else found
 
-    def _pairs(self, site: Site, first: Stepwise, second: Stepwise) -> list[tuple[Values, Values]]:
-        """What each of the tied layers reads now, and what it should make, batch by batch."""
+    def _pairs(
+        self, site: Site, first: Stepwise, second: Stepwise
+    ) -> tuple[list[tuple[Values, Values]], Values | None]:
+        """What each of the tied layers reads now, and what it should make, batch by batch.
+
+        Then the other summand, where the layer aims at a sum.
+        """
         wanted = [site.layer.data, *([site.other] if site.other else [])]
         now = second.until(site.layer.node.index, wanted)
         found = [(list(now[site.layer.data]), self._target(site, first, now.get(site.other)))]
@@ -186,7 +193,7 @@ class _Refit:
                 for one in site.ties:
                     read = ahead.until(one.layer.node.index, [one.layer.data])[one.layer.data]
                     found.append((list(read), self._target(one, first, None)))
-        return found
+        return found, list(now[site.other]) if site.other else None
 
     def _target(self, site: Site, first: Stepwise, other: Values | None) -> Values:
         goal = site.goal

@@ -29,7 +29,8 @@ ORDER = tuple(
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise refit shown sites affine problem unfuse restore moments compensate expand
+    stepwise through refit shown activations sites affine problem unfuse restore
+    moments compensate expand
     alignment cost density budget aim planning latency_target recipe
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep

@@ -73,8 +73,10 @@ def test_joined_sets_are_one_set() -> None:
     rows.add(x[:, :20], x[:, :20] @ w)
     second.add(x[:, 20:], x[:, 20:] @ w)
     others.add(x[:, 20:], x[:, 20:] @ w)
-    np.testing.assert_allclose(first.join(others).xx, whole.xx, rtol=1e-5)
-    np.testing.assert_allclose(first.xz, whole.xz, rtol=1e-5)
+    both = first.join(others)
+    for name in ("xx", "xz", "z", "zz"):
+        np.testing.assert_allclose(getattr(both, name), getattr(whole, name), rtol=1e-5)
+    assert (both.rows, first.rows) == (60, 20)
     np.testing.assert_allclose(rows.join(others).x, x, rtol=1e-6)
     assert second.join(second).rows == 80
 
