@@ -17,6 +17,7 @@ from onnx import helper
 from onnxprune import fields
 from onnxprune.activations import activation_behind
 from onnxprune.affine import Affine
+from onnxprune.bases import Streams
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
@@ -54,8 +55,13 @@ def refit(
     Source: layer-wise reconstruction as in He et al. 2017, Channel Pruning for Accelerating Very
         Deep Neural Networks (arXiv:1707.06168), with ridge and residual-aware targets.
     """
-    run = _Refit(plan, pruned, data, np.random.default_rng(seed))
-    return run.run(heard)
+    plain: frozenset[int] = frozenset()
+    while True:
+        run = _Refit(plan, pruned, data, np.random.default_rng(seed), plain)
+        found = run.run(heard)
+        if not run.stuck():
+            return found
+        plain |= run.stuck()
 
 
 class _Refit:
@@ -65,12 +71,20 @@ class _Refit:
         original: What to aim at, without fused layers.
         written: The model as it will be written, with a bias for every layer to be refitted.
         work: The same without fused layers.
-        found: Every layer that the cut changed the inputs of.
+        found: Every layer that the cut changed the inputs of, or that makes a stream.
+        streams: Groups that are cut in a basis of their own.
+        bases: What tensors of theirs are to carry.
     """
 
     def __init__(
-        self, plan: PruningPlan, pruned: Model, data: Data, rng: np.random.Generator
+        self,
+        plan: PruningPlan,
+        pruned: Model,
+        data: Data,
+        rng: np.random.Generator,
+        plain: frozenset[int],
     ) -> None:
+        """``plain``: ids of groups whose survivors carry what they always did."""
         apart = unfused(plan.graph.graph)
         self.original = apart.graph
         known = apart.known(plan.graph.tracer.traces[0])
@@ -78,9 +92,24 @@ class _Refit:
         self.data = data
         self.rng = rng
         self.written = prepare(pruned)
+        self.left: set[str] = set()  # layers whose weights stay
+        finder = Streams(plan, self.original, self.survivors)
+        self.streams = [one for one in finder.candidates() if one.group.id not in plain]
+        found = self._sites(unfused(self.written).graph)
+        self.streams, self.bases = finder.bases(finder.confirmed(self.streams, found), found, data)
         self.added = self._add_biases()
         self.work = unfused(self.written).graph
-        self.found = list(sites(self.work, self.original, self.survivors))
+        self.found = self._sites(self.work)
+
+    def _sites(self, work: Graph) -> list[Site | Unfit]:
+        also = frozenset(key for one in self.streams for key in one.makers)
+        return list(sites(work, self.original, self.survivors, also))
+
+    def stuck(self) -> frozenset[int]:
+        """Groups that no longer fit together: a layer of theirs kept its weights."""
+        return frozenset(
+            one.group.id for one in self.streams if self.left & (one.makers | one.readers)
+        )
 
     def run(self, heard: Heard | None) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
         fitted = [found for found in self.found if isinstance(found, Site)]
@@ -107,7 +136,7 @@ class _Refit:
         apart = unfused(self.written)
         emitter = Emitter(self.written)
         added: dict[str, str] = {}
-        for site in sites(apart.graph, self.original, self.survivors):
+        for site in self._sites(apart.graph):
             for one in site.all if isinstance(site, Site) else ():
                 if one.layer.kind not in ("conv", "deconv", "gemm") or one.layer.bias:
                     continue
@@ -159,15 +188,18 @@ class _Refit:
         nodes = [one.layer.node for one in site.all]
         products = [affine.product() for affine in affines]
         if any(product is None for product in products):
+            self.left.update(node.key for node in nodes)
             return [_left(node, "its bias is not one constant for each output") for node in nodes]
         problem = Problem(affines, [product for product in products if product is not None])
         behind = activation_behind(self.work, site.goal)
         fit, sampled = problem.fitted(pairs, self.rng, behind, added)
         if not np.isfinite(fit.before):
+            self.left.update(node.key for node in nodes)
             return [_left(node, "its data overflow") for node in nodes]
         written = problem.written(fit) if fit.ridge is not None else {}
         second.constants |= written
         if not written:
+            self.left.update(node.key for node in nodes)
             kept = "no gain on held-out data"
             return [Refitted(node.label, fit.before, fit.before, None, kept) for node in nodes]
         return [Refitted(n.label, fit.before, fit.after, fit.ridge, sampled) for n in nodes]
@@ -199,10 +231,11 @@ class _Refit:
         goal = site.goal
         stop = self.original.producer[goal].index + 1
         aims = first.until(max(stop, first.done), [goal])[goal]
-        gone = self.survivors.masks(goal)
+        gone, basis = self.survivors.masks(goal), self.bases.get(goal)
         target: Values = []
         for batch, aim in enumerate(aims):
-            part = np.asarray(fields.compact(aim, *gone), np.float32)
+            cut = fields.compact(aim, *gone) if basis is None else basis.of(aim)
+            part = np.asarray(cut, np.float32)
             if other is not None:
                 part = part - np.asarray(other[batch], np.float32)
             target.append(part)

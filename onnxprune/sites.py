@@ -67,14 +67,26 @@ class Unfit:
     why: str
 
 
-def sites(work: Graph, original: Graph, survivors: Survivors) -> Iterator[Site | Unfit]:
-    """Layers whose inputs are no longer what they were, in execution order."""
-    return _Walk(work, original, survivors).run()
+def sites(
+    work: Graph, original: Graph, survivors: Survivors, also: frozenset[str] = frozenset()
+) -> Iterator[Site | Unfit]:
+    """Layers whose inputs are no longer what they were, in execution order.
+
+    Args:
+        work: The pruned graph.
+        original: What it was cut from.
+        survivors: What is left of each tensor.
+        also: First outputs of layers that count as such whatever they read.
+    """
+    return _Walk(work, original, survivors, also).run()
 
 
 class _Walk:
-    def __init__(self, work: Graph, original: Graph, survivors: Survivors) -> None:
+    def __init__(
+        self, work: Graph, original: Graph, survivors: Survivors, also: frozenset[str]
+    ) -> None:
         self.work = work
+        self.also = also
         self.original = original
         self.survivors = survivors
         self.env: Environment = survivors.trace.env
@@ -134,6 +146,7 @@ class _Walk:
                        for name in node.inputs)  # fmt: skip
             sums = lost and not all(cut(name) for name in node.outputs if name)
             reads = sums or (lost and (node.op_type in _OTHERS or self._narrower(node)))
+            reads = reads or node.key in self.also
             if reads or names.intersection((*node.inputs, *node.captures)):
                 moved.add(node.index)
                 names.update(name for name in node.outputs if name)

@@ -29,7 +29,7 @@ ORDER = tuple(
     layers norms calibrate obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise through refit shown activations sites affine problem unfuse restore
+    stepwise through refit shown activations sites affine bases problem unfuse restore
     moments compensate expand
     alignment cost density budget aim planning latency_target recipe
     drift verify
