@@ -68,6 +68,22 @@ class Attention(StrEnum):
     none = "none"
 
 
+class CutAttention(StrEnum):
+    """What is cut in attention, or what does less harm."""
+
+    auto = "auto"
+    heads = "heads"
+    dims = "dims"
+    none = "none"
+
+
+class Schedule(StrEnum):
+    """How much goes in each step."""
+
+    polynomial = "polynomial"
+    linear = "linear"
+
+
 class Restoring(StrEnum):
     """How accuracy is restored."""
 
@@ -269,8 +285,8 @@ def inspect(
     """Show which channels can be pruned, which cannot and why, and what the model costs."""
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
         from onnxprune import pipeline
+        from onnxprune.checks import check_outputs, check_sources
         from onnxprune.report.ops import operators_of
-        from onnxprune.request import check_outputs, check_sources
 
         check_outputs(model, csv, force=force)
         graph, report = pipeline.inspect(
@@ -392,7 +408,14 @@ def shrink(
         float | None,
         typer.Option("--max-loss", metavar="X", help="Most a group may lose, by --sensitivity."),
     ] = None,
-    attention: AttentionMode = Attention.heads,
+    attention: Annotated[
+        CutAttention,
+        typer.Option(
+            "--attention",
+            help="Cut whole attention heads, dimensions of every head, or none; auto takes heads, "
+            "or after a refit what moves the outputs less.",
+        ),
+    ] = CutAttention.auto,
     allow_norm: AllowNorm = False,
     restore: Annotated[
         Restoring,
@@ -402,6 +425,19 @@ def shrink(
             "mean of what was dropped into biases; auto takes what the data allow.",
         ),
     ] = Restoring.auto,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps",
+            parser=_whole(1),
+            metavar="K",
+            help="Cut in K steps; what is left is ranked and restored again after each.",
+        ),
+    ] = 1,
+    schedule: Annotated[
+        Schedule,
+        typer.Option("--schedule", help="Much goes in the first steps, or as much in each."),
+    ] = Schedule.polynomial,
     verify: Annotated[
         Level,
         typer.Option(
@@ -455,6 +491,8 @@ def shrink(
             max_ratio=max_ratio != 0.9,
             ratio_for=ratio_for,
             allow_norm=allow_norm,
+            steps=steps != 1,
+            schedule=schedule is not Schedule.polynomial,
         )
     if recipe is not None:
         _refuse_beside(
@@ -469,7 +507,9 @@ def shrink(
             only=only,
             ratio_for=ratio_for,
             max_loss=max_loss,
-            attention=attention is not Attention.heads,
+            attention=attention is not CutAttention.auto,
+            steps=steps != 1,
+            schedule=schedule is not Schedule.polynomial,
             allow_norm=allow_norm,
             input_shape=input_shape,
         )
@@ -497,6 +537,8 @@ def shrink(
             attention=attention.value,
             allow_norm=allow_norm,
             restore=restore.value,
+            steps=steps,
+            schedule=schedule.value,
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,

@@ -10,6 +10,15 @@ from pathlib import Path
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
+from onnxprune.checks import (
+    AnyModel,
+    Check,
+    check_allowance,
+    check_level,
+    check_outputs,
+    check_restore,
+    check_sources,
+)
 from onnxprune.compensate import compensated
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
@@ -19,6 +28,7 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
@@ -26,17 +36,7 @@ from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.report.ops import nothing_prunable
-from onnxprune.request import (
-    AnyModel,
-    Check,
-    Mode,
-    Request,
-    check_allowance,
-    check_level,
-    check_outputs,
-    check_restore,
-    check_sources,
-)
+from onnxprune.request import Mode, Request
 from onnxprune.restore import refit
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
@@ -75,9 +75,11 @@ def shrink(
     ratio_for: Mapping[str, float] | None = None,
     sensitivity: Path | str | None = None,
     max_loss: float | None = None,
-    attention: str = "heads",
+    attention: str = "auto",
     allow_norm: bool = False,
     restore: str = "auto",
+    steps: int = 1,
+    schedule: str = "polynomial",
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -116,11 +118,15 @@ def shrink(
         sensitivity: What the verb ``sensitivity`` wrote for this model: each group loses as much
             as ``max_loss`` allows it alone, and no more than ``ratio`` if that is given too.
         max_loss: Most that a group may lose, in the measure of that file.
-        attention: As in ``analyse``.
+        attention: As in ``analyse``; ``auto`` tries heads and dims where a refit follows and takes
+            what moves the outputs less, and takes heads elsewhere.
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
         restore: How accuracy comes back without training: ``bias`` folds the mean of what was
             dropped into its readers' biases and needs no data, ``refit`` fits every layer to
             calibration data, ``auto`` takes the one or the other, ``none`` leaves plain slices.
+        steps: In how many steps to cut: what is left is ranked again, and restored, after each.
+        schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
+            shares.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -153,6 +159,7 @@ def shrink(
         raise UsageError(f"round-to is '{round_to}'", hint="give a whole number, or auto")
     check_allowance(sensitivity, max_loss, scope)
     check_restore(restore, data)
+    shares(steps, schedule)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
     if ratio is not None and not 0 <= ratio < 1:
@@ -166,7 +173,7 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate, restore,
+            dict(targets or {}), aggregate, restore, steps, schedule,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -198,14 +205,15 @@ def shrink(
             verdict = _measured(
                 graph, surgery.model, verdict, check, clock, fitted=restoring == "refit"
             )
-        made, written = _with_recipe(surgery, original, asked.options(method, restoring))
+        options = asked.options(method, restoring, plan.graph.tracer.attention)
+        made, written = _with_recipe(surgery, original, options)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
-                kept = written or _empty_recipe(made, original, asked.options(method, restoring))
+                kept = written or _empty_recipe(made, original, options)
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force

@@ -19,15 +19,16 @@ from onnxprune.io import Model
 from onnxprune.restore import refit
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session
-from onnxprune.score import COMPARABLE, Importance, score
+from onnxprune.score import COMPARABLE, Importance, Scorer, score
 from onnxprune.select import MAX_RATIO, PruningPlan, select
-from onnxprune.types import AnyArray, Float64Array
+from onnxprune.types import AnyArray, Float64Array, IntArray
 
 _log = logging.getLogger(__name__)
 _JUDGED_ON = 64  # samples that plans are compared on
 _FITTED = 0.75  # share of the data that plans are refitted to, to be compared on the rest
 _ROUNDING = 1e-9  # of an output's square: less of variation is noise
 _MEASURED = ", groups measured"  # after the method of a ranking that compares across groups
+_TINY = 1e-30  # below 0 by this: less than any importance, and nothing in a mean
 _ALONE = 0.25  # share of a group that goes to see what the group is worth
 # Rankings that `auto` tries on calibration data: method, whether groups are weighed by what cutting
 # each of them alone does to the outputs, and the scope where none is asked for.
@@ -67,6 +68,19 @@ class Wish:
         """The scope that is taken."""
         return self.scope or ("isomorphic" if self.targets else "local")
 
+    def part(self, share: float) -> Wish:
+        """A share of what is to go: for a step on the way."""
+        if share == 1:
+            return self
+        ratios = self.group_ratios
+        return replace(
+            self,
+            ratio=share * self.ratio,
+            targets={name: 1 - share * (1 - left) for name, left in self.targets.items()},
+            ratio_for={pattern: share * ratio for pattern, ratio in self.ratio_for.items()},
+            group_ratios=None if ratios is None else {g: share * r for g, r in ratios.items()},
+        )
+
 
 @dataclass
 class Planner:
@@ -78,6 +92,8 @@ class Planner:
         data: Calibration data, or None.
         aggregate: As in ``score``, where several rankings are tried.
         latency: Share of the latency that a plan leaves, where that is a target.
+        ranked: The analysis on other weights, to rank by; None ranks by ``graph``'s.
+        gone: Units of each group, by id, that went in an earlier step and stay away.
     """
 
     graph: DependencyGraph
@@ -85,6 +101,20 @@ class Planner:
     data: Data | None = None
     aggregate: str | None = None
     latency: Latency | None = None
+    ranked: DependencyGraph | None = None
+    gone: Mapping[int, IntArray] = field(default_factory=dict)
+
+    def scored(self, method: str | Scorer, seed: int) -> Importance:
+        """Importance as ``score`` gives it; what is gone comes below all else."""
+        graph = self.ranked or self.graph
+        found = score(graph, method, aggregate=self.aggregate, data=self.data, seed=seed)
+        if not any(units.size for units in self.gone.values()):
+            return found
+        values = {group: np.array(found[group], np.float64) for group in found}
+        for group, units in self.gone.items():
+            low = min(0.0, float(values[group].min(initial=0.0)))
+            values[group][units] = low - max(_TINY, abs(low) * _ROUNDING)
+        return Importance(values, found.method, found.why)
 
     def plan(self, values: Importance) -> PruningPlan:
         """The plan by one ranking.
@@ -162,9 +192,7 @@ class Planner:
             if method in known and planner.wish.where == "local":
                 continue  # what groups are worth does not matter there
             if method not in known:
-                known[method] = score(
-                    self.graph, method, aggregate=self.aggregate, data=self.data, seed=seed
-                )
+                known[method] = self.scored(method, seed)
             across = weighed and planner.wish.where != "local"
             values = judge.weighed(known[method]) if across else known[method]
             try:
@@ -186,28 +214,42 @@ class Planner:
         For targets the groups may give unequally; whether they should is tried.
         """
         assert self.data is not None
-        values = score(self.graph, "obs", data=self.data, seed=seed)
+        values = self.scored("obs", seed)
         if not self.wish.targets or self.wish.scope is not None:
             return self.plan(values), "obs", "least error after refitting to your data"
-        # What a refit has seen it can learn by heart: that says nothing about other samples.
-        fitted = _some(self.data, most=round(_FITTED * self.data.samples)) or self.data
-        unseen = _some(self.data, past=len(fitted.batches), most=self.data.samples)
-        judge = Judge(self.graph, unseen or fitted)
+        trial = Trial(self.graph, self.data, seed)
         tried = []
         beyond: TargetError | None = None
-        for scope, ranked in (("local", values), ("global", judge.weighed(values))):
+        for scope, ranked in (("local", values), ("global", trial.judge.weighed(values))):
             try:
                 plan = replace(self, wish=replace(self.wish, scope=scope)).plan(ranked)
             except TargetError as error:
                 beyond = beyond or error
                 continue
-            made, _, _ = refit(plan, operate(plan).model, fitted, seed=seed)
-            tried.append((judge.drift(made), scope, plan))
+            tried.append((trial.drift(plan), scope, plan))
         if not tried and beyond is not None:
             raise beyond
         least = min(tried, key=lambda one: one[0])
         said = ", ".join(f"{scope} {drift:.3g}" for drift, scope, _ in tried)
         return least[2], "obs", f"{least[1]} moves the outputs least after a refit ({said})"
+
+
+class Trial:
+    """Judges cuts by what is left of them after a refit, on samples that the refit has not seen.
+
+    What a refit has seen it can learn by heart: that says nothing about other samples.
+    """
+
+    def __init__(self, graph: DependencyGraph, data: Data, seed: int) -> None:
+        self.seed = seed
+        self.fitted = _some(data, most=round(_FITTED * data.samples)) or data
+        unseen = _some(data, past=len(self.fitted.batches), most=data.samples)
+        self.judge = Judge(graph, unseen or self.fitted)
+
+    def drift(self, plan: PruningPlan) -> float:
+        """How far the outputs move once the cut has been refitted."""
+        made, _, _ = refit(plan, operate(plan).model, self.fitted, seed=self.seed)
+        return self.judge.drift(made)
 
 
 class Judge:
@@ -247,9 +289,11 @@ class Judge:
             keep = dict(whole)
             lost = 0.0
             for cell in balance.cells:
-                order = cell.units[np.argsort(values[cell.group][cell.units], kind="stable")]
+                here = cell.units[values[cell.group][cell.units] >= 0]  # what is not gone
+                order = here[np.argsort(values[cell.group][here], kind="stable")]
                 slots = cell.units.size * cell.slots
-                drop = int(_ALONE * slots) // balance.step * balance.step // cell.slots
+                most = min(_ALONE * slots, 0.5 * here.size * cell.slots)
+                drop = int(most) // balance.step * balance.step // cell.slots
                 keep[cell.group] = np.setdiff1d(keep[cell.group], order[:drop])
                 lost += float(values[cell.group][order[:drop]].sum())
             plan = PruningPlan(self.graph, keep)

@@ -57,6 +57,8 @@ class Options(_Part):
     allow_norm: bool = False
     input_shape: dict[str, tuple[int, ...]] = {}
     restore: Literal["none", "bias", "refit"] = "none"
+    steps: int = 1
+    schedule: Literal["polynomial", "linear"] = "polynomial"
     seed: int = 0
 
 

@@ -1,33 +1,32 @@
-"""What a caller asked for: checked as far as it can be before any work is done."""
+"""What a caller asked for, and the plan that follows from it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import onnx
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from onnxprune.alignment import steps
+from onnxprune.analyse import analyse_graph
+from onnxprune.compensate import compensated
 from onnxprune.curves import Allowance
 from onnxprune.data import Data
-from onnxprune.errors import UsageError
+from onnxprune.errors import TargetError, UsageError
+from onnxprune.expand import expanded
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.iterate import SCHEDULES, Chosen, Step, in_steps
 from onnxprune.latency_target import LatencyTarget
 from onnxprune.lossless import lossless_plan
-from onnxprune.planning import Planner, Wish
+from onnxprune.planning import Latency as Share
+from onnxprune.planning import Planner, Trial, Wish
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
-from onnxprune.score import Scorer, score
+from onnxprune.restore import refit
+from onnxprune.rewrite import operate
+from onnxprune.score import Scorer
 from onnxprune.select import PruningPlan
-from onnxprune.types import Latency, Limits, Shape
-
-AnyModel = Model | onnx.ModelProto | bytes | str | Path
+from onnxprune.types import Latency, Shape
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
-_LEVELS = ("none", "twin", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,8 @@ class Request:
     targets: Mapping[str, float] = field(default_factory=dict)
     aggregate: str | None = None
     restore: str = "none"
+    steps: int = 1
+    schedule: str = SCHEDULES[0]
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -88,7 +89,10 @@ class Request:
     def analysis(self) -> Mode:
         """How to analyse."""
         if self.recipe is None:
-            return Mode(self.attention, self.allow_norm)
+            asked = "heads" if self.attention == "auto" else self.attention
+            if self.attention == "auto" and self.allowance is not None:
+                asked = self.allowance.found.attention
+            return Mode(asked, self.allow_norm)
         return Mode(self.recipe.options.attention, self.recipe.options.allow_norm)
 
     def timed_plan(
@@ -126,23 +130,87 @@ class Request:
             with clock.stage("select"):
                 plan = lossless_plan(graph, ignore=self.ignore, only=self.only)
             return plan, LOSSLESS, "only what has no effect goes"
+        if self._may_cut_dims(graph, data) and timer is None:
+            assert data is not None
+            return self._best_attention(graph, data, clock)
+
+        def choose(step: Step) -> Chosen:
+            return self._step(graph, data, latency, step, clock)
+
+        def left(plan: PruningPlan) -> DependencyGraph:
+            with clock.stage("restore"):
+                return self._left(plan, data)
+
+        return in_steps(choose, left, self.steps, self.schedule)
+
+    def _step(
+        self,
+        graph: DependencyGraph,
+        data: Data | None,
+        latency: Share | None,
+        step: Step,
+        clock: Clock,
+    ) -> Chosen:
+        """One step of a cut: by the ranking asked for, or by the best there is."""
+        planner = Planner(
+            graph, self._wish(graph, None).part(step.share), data, self.aggregate, latency,
+            step.ranked, step.gone,
+        )  # fmt: skip
         calibrating = self.importance == "auto" and data is not None and not data.random
         if calibrating and self.allowance is None:
+            refitted = self.restoring(data) == "refit"
+            best = planner.best_restored if refitted else planner.best
             with clock.stage("score"):
-                planner = Planner(graph, self._wish(graph, None), data, self.aggregate, latency)
-                refitted = self.restoring(data) == "refit"
-                best = planner.best_restored if refitted else planner.best
                 return best(self.seed)
         with clock.stage("score"):
-            values = score(
-                graph, self.importance, aggregate=self.aggregate, data=data, seed=self.seed
-            )
-        allowed = None
+            values = planner.scored(self.importance, self.seed)
         if self.allowance is not None:
-            allowed = self.allowance.ratios(graph, values.method, self.ratio, self.restoring(data))
+            allowed = self.allowance.ratios(
+                graph, values.method, self.ratio, self.restoring(data)
+            )  # fmt: skip
+            wish = self._wish(graph, allowed).part(step.share)
+            planner = replace(planner, wish=wish)
         with clock.stage("select"):
-            plan = Planner(graph, self._wish(graph, allowed), data, latency=latency).plan(values)
-        return plan, values.method, values.why
+            return planner.plan(values), values.method, values.why
+
+    def _left(self, plan: PruningPlan, data: Data | None) -> DependencyGraph:
+        """The analysis on what a step and its restoring leave of the weights."""
+        how = self.restoring(data)
+        if how != "refit":
+            surgery = operate(compensated(plan) if how == "bias" else plan)
+            return expanded(plan, surgery.model, surgery.restored)
+        assert data is not None
+        made, _, changed = refit(plan, operate(plan).model, data, seed=self.seed)
+        return expanded(plan, made, changed)
+
+    def _may_cut_dims(self, graph: DependencyGraph, data: Data | None) -> bool:
+        """Whether a refit can tell if heads should rather go whole or lose dimensions."""
+        free = self.attention == "auto" and self.recipe is None and self.allowance is None
+        heads = any(group.unit == "head" for group in graph.prunable)
+        return free and heads and self.restoring(data) == "refit"
+
+    def _best_attention(self, graph: DependencyGraph, data: Data, clock: Clock) -> Chosen:
+        """Whole heads, or as many dimensions of each: what moves the outputs less when refitted."""
+        with clock.stage("analyse"):
+            by_dims = analyse_graph(
+                graph.graph, graph.envs, attention="dims", allow_norm=self.allow_norm
+            )
+        trial = Trial(graph, data, self.seed)
+        tried: list[tuple[float, str, Chosen]] = []
+        beyond: TargetError | None = None
+        for name, one in (("heads", graph), ("dims", by_dims)):
+            try:
+                chosen = replace(self, attention=name).plan(one, data, clock)
+            except TargetError as error:
+                beyond = beyond or error
+                continue
+            with clock.stage("score"):
+                tried.append((trial.drift(chosen[0]), name, chosen))
+        if not tried and beyond is not None:
+            raise beyond
+        _, name, (plan, method, why) = min(tried, key=lambda one: one[0])
+        said = ", ".join(f"{which} {drift:.3g}" for drift, which, _ in tried)
+        return plan, method, f"{why}; attention by {name} after a refit ({said})"
 
     def _wish(self, graph: DependencyGraph, allowed: Mapping[int, float] | None) -> Wish:
         return Wish(
@@ -171,8 +239,8 @@ class Request:
             return "refit" if given else "bias"
         return asked
 
-    def options(self, method: str, restored: str) -> Options:
-        """Options as a recipe keeps them, with the importance that was taken."""
+    def options(self, method: str, restored: str, attention: str) -> Options:
+        """Options as a recipe keeps them: with what was taken where ``auto`` was asked for."""
         if self.recipe is not None:
             return self.recipe.options.model_copy(update={"restore": restored})
         return Options(
@@ -191,144 +259,10 @@ class Request:
             ratio_for=dict(self.ratio_for),
             sensitivity_sha256=None if self.allowance is None else self.allowance.sha256,
             max_loss=None if self.allowance is None else self.allowance.max_loss,
-            attention=self.attention,  # type: ignore[arg-type]  # Mode checked it
+            attention=attention,  # type: ignore[arg-type]  # one of the three
             allow_norm=self.allow_norm,
             input_shape={name: tuple(shape) for name, shape in self.input_shapes.items()},
             seed=self.seed,
+            steps=self.steps,
+            schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
         )
-
-
-@dataclass(frozen=True)
-class Check:
-    """How a result is to be verified; ``data`` is None for random inputs."""
-
-    level: str
-    limits: Limits
-    data: Data | None
-    seed: int
-
-
-def check_level(level: str, limits: Limits) -> None:
-    """Refuse a level that does not exist, or that leaves other options without effect."""
-    if level not in _LEVELS:
-        raise UsageError(f"verify is '{level}'", hint="give none, twin or full")
-    flags = {
-        "--max-drift": limits.max_drift,
-        "--min-cosine": limits.min_cosine,
-        "--min-top1": limits.min_top1,
-    }
-    given = {flag: value for flag, value in flags.items() if value is not None}
-    if given and level != "full":
-        raise UsageError(f"{next(iter(given))} needs --verify full, not {level}")
-    for flag, value in given.items():
-        low, high = {"--max-drift": (0.0, float("inf")), "--min-cosine": (-1.0, 1.0)}.get(
-            flag, (0.0, 1.0)
-        )
-        if not low <= value <= high:
-            upper = f" <= {high:g}" if high < float("inf") else ""
-            raise UsageError(f"{flag} is {value:g}", hint=f"give {low:g} <= value{upper}")
-
-
-def check_allowance(sensitivity: object, max_loss: float | None, scope: str | None) -> None:
-    """Refuse half of a pair of options, and what it contradicts."""
-    if sensitivity is None and max_loss is not None:
-        raise UsageError("--max-loss needs a sensitivity file", hint="--sensitivity FILE.json")
-    if sensitivity is not None and max_loss is None:
-        raise UsageError("--sensitivity needs to know how much may be lost", hint="--max-loss 0.01")
-    if sensitivity is not None and scope == "global":
-        raise UsageError(
-            "--sensitivity says what each group loses", hint="leave out --scope global"
-        )
-
-
-def check_restore(restore: str, data: object) -> None:
-    """Refuse a way to restore that does not exist, or lacks what it needs."""
-    if restore not in ("auto", "none", "bias", "refit"):
-        raise UsageError(f"restore is '{restore}'", hint="give auto, none, bias or refit")
-    if restore == "refit" and data is None:
-        raise UsageError("restore refit needs calibration data", hint="--data FILE.npz")
-
-
-def check_outputs(
-    model: AnyModel, *outputs: Path | str | None, force: bool, read: Sequence[object] = ()
-) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Args:
-        model: The input.
-        outputs: Where the model goes, then other files; None for what is not written.
-        force: They may exist.
-        read: Other things that are read; those that are paths must not be overwritten.
-
-    Raises:
-        UsageError: It is the input, something read or another output, exists, or its folder does
-            not take it.
-    """
-    source = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
-    inputs = [Path(one) for one in read if isinstance(one, str | Path)]
-    seen: list[Path] = []
-    for given in outputs:
-        if given is None:
-            continue
-        path = Path(given)
-        if source is not None and _same(path, source):
-            raise UsageError(
-                f"'{path}' is the input itself, which is never overwritten",
-                hint="choose another output",
-            )
-        for other in inputs:
-            if any(_same(one, two) for one in (path, _data_of(path)) for two in _with_data(other)):
-                raise UsageError(
-                    f"writing '{path}' would overwrite '{other}', which this run reads",
-                    hint="choose another output",
-                )
-        if any(_same(path, other) for other in seen):
-            raise UsageError(f"'{path}' is given for two outputs")
-        if seen and _same(path, _data_of(seen[0])):
-            raise UsageError(
-                f"'{path}' is where '{seen[0]}' may keep its weights", hint="choose another name"
-            )
-        seen.append(path)
-        if path.is_dir():
-            raise UsageError(f"'{path}' is a directory", hint="give the output a file name")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"'{path}' is not a regular file", hint="choose another output")
-        if not path.parent.is_dir():
-            raise UsageError(f"folder '{path.parent}' does not exist", hint="create it first")
-        if os.path.lexists(path) and not force:
-            raise UsageError(
-                f"'{path}' exists", hint="give --force to overwrite it, in Python force=True"
-            )
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"folder '{path.parent}' is not writable", hint="choose another output"
-            )
-
-
-def _data_of(path: Path) -> Path:
-    """Where a model keeps its weights if they are not inside."""
-    return path.with_name(path.name + ".data")
-
-
-def _with_data(path: Path) -> tuple[Path, ...]:
-    return (path, _data_of(path)) if path.suffix == ".onnx" else (path,)
-
-
-def check_sources(model: Model, *outputs: Path | str | None) -> None:
-    """Refuse an output that is a file the model's weights are read from, whatever its name.
-
-    Raises:
-        UsageError: It is the input or its external data.
-    """
-    for given in outputs:
-        if given is not None and any(_same(Path(given), source) for source in model.sources):
-            raise UsageError(
-                f"'{given}' belongs to the input, which is never overwritten",
-                hint="choose another output",
-            )
-
-
-def _same(path: Path, other: Path) -> bool:
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()

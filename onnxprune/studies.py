@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onnxprune import __version__, curves, estimate
 from onnxprune.analyse import analyse
+from onnxprune.checks import AnyModel, check_outputs, check_restore, check_sources
 from onnxprune.curves import MetricEntry, ModelEntry, Sensitivity
 from onnxprune.data import Data, load_data
 from onnxprune.errors import UnsupportedModelError, UsageError
@@ -24,7 +25,7 @@ from onnxprune.recipe import digest, layout
 from onnxprune.report.clock import Progress
 from onnxprune.report.ops import nothing_prunable
 from onnxprune.report.plots import check_plot, sensitivity_plot, sweep_plot
-from onnxprune.request import AnyModel, Mode, check_outputs, check_restore, check_sources
+from onnxprune.request import Mode
 from onnxprune.restored_twin import WAYS
 from onnxprune.score import Importance, score
 from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portable, samples_of

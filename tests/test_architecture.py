@@ -31,13 +31,13 @@ ORDER = tuple(
     extents staircase timing latency
     stepwise through refit shown activations sites affine bases problem unfuse restore
     moments compensate expand
-    alignment cost density budget aim planning latency_target recipe
+    alignment cost density budget aim planning iterate latency_target recipe
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
-    request pipeline studies
+    checks request pipeline studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
