@@ -97,8 +97,10 @@ def test_groups_measured_in_another_mode_are_refused(tmp_path: Path) -> None:
     model, file = MODELS / "fashion_vit.onnx", tmp_path / "s.json"
     onnxprune.sensitivity(model, ratios=(0.5,), attention="dims", output=file)
     with pytest.raises(UsageError, match="has no group") as caught:
-        onnxprune.shrink(model, sensitivity=file, max_loss=0.1)
+        onnxprune.shrink(model, sensitivity=file, max_loss=0.1, attention="heads")
     assert "--attention dims" in str(caught.value)
+    _, report = onnxprune.shrink(model, sensitivity=file, max_loss=0.1, verify="none")
+    assert report.recipe["options"]["attention"] == "dims"  # type: ignore[index]
 
 
 def test_other_ranking_than_the_measured_one_warns(

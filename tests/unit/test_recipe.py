@@ -255,5 +255,5 @@ def test_options_have_the_defaults_of_the_command_line() -> None:
         "min_channels": 1, "max_ratio": 0.9,
         "ignore": (), "only": (), "ratio_for": {}, "attention": "heads", "allow_norm": False,
         "input_shape": {},
-        "restore": "none", "seed": 0,
+        "restore": "none", "steps": 1, "schedule": "polynomial", "seed": 0,
     }  # fmt: skip
