@@ -132,11 +132,11 @@ def cuts(
 
 def shots(name: str, graph: DependencyGraph, seconds: float) -> Iterable[Shot]:
     """The model at every target."""
-    timer = LatencyTarget.of(graph, None, 0)
+    table = LatencyTarget.of(graph, None, 0)
     feeds = random_data(graph.graph.model, shapes=graph.stand_ins, batches=1).batches[0]
     ranked = score(graph)
     for asked in TARGETS:
-        timer.correction = 1.0
+        timer = LatencyTarget(table.predict, table.timed)
         wish = Wish(targets={"latency": asked}, round_to=steps(graph))
         planner = Planner(graph, wish, latency=timer.left)
         tried: list[PruningPlan] = []
