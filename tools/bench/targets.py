@@ -64,8 +64,12 @@ def tried(path: Path, targets: Sequence[str]) -> tuple[Shot, ...]:
         try:
             shots.append(Shot(target, planner.left(planner.plan(values).keep)[name]))
         except TargetError as error:
-            frozen = sum(group.frozen is not None for group in graph.groups)
-            why = f"{error}; {frozen} of {len(graph.groups)} groups are frozen"
+            frozen = [group for group in graph.groups if group.frozen]
+            widest = max(frozen, key=lambda group: group.width, default=None)
+            why = error.message.partition(": ")[2]
+            if widest is not None:
+                why += f"; whole stays the widest of {len(frozen)} frozen groups, {widest.name} "
+                why += f"({widest.width} channels): {widest.frozen}"
             shots.append(Shot(target, None, why))
     return tuple(shots)
 
