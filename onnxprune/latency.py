@@ -115,12 +115,12 @@ class LatencyTable:
         kernels = self.predict({})
         # A short model's kernels lose more to the profile than a chain of the same kernel does.
         if kernels > self.seconds:
-            excess = (kernels - self.seconds) / len(self.charges)
+            excess = min((kernels - self.seconds) / len(self.charges), self.runtime.profiling)
             self.charges = [
                 replace(charge, seconds=max(charge.seconds - excess, 0.1 * charge.seconds))
                 for charge in self.charges
             ]
-            kernels = self.predict({})
+            kernels = self.predict({})  # what is still too much, all of them took too long
         self.outside = min(max(self.seconds - kernels, 0.0), _OUTSIDE * self.seconds)
         self.factor = (self.seconds - self.outside) / kernels
 
