@@ -23,7 +23,8 @@ from onnxprune.trace import Trace
 from onnxprune.types import AnyArray, IntArray, Shape
 
 _LEAST = 5e-7  # seconds that reordering a tensor takes, however small it is
-_OUTSIDE = 0.03  # most of a run that may be spent outside kernels; more is noise
+# Most of a run, and most seconds, that may be spent outside kernels; more is noise.
+_OUTSIDE, _OUTSIDE_SECONDS = 0.03, 5e-5
 # Operators that take the blocked layout where all they read is in it.
 _EITHER = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"}
 _EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul"}
@@ -121,7 +122,8 @@ class LatencyTable:
                 for charge in self.charges
             ]
             kernels = self.predict({})  # what is still too much, all of them took too long
-        self.outside = min(max(self.seconds - kernels, 0.0), _OUTSIDE * self.seconds)
+        most = min(_OUTSIDE * self.seconds, _OUTSIDE_SECONDS)
+        self.outside = min(max(self.seconds - kernels, 0.0), most)
         self.factor = (self.seconds - self.outside) / kernels
 
     def predict(self, keep: Mapping[int, IntArray]) -> float:
