@@ -102,7 +102,7 @@ def aim(
         raise TargetError(
             f"target {worst}={targets[worst]:g} cannot be reached: "
             f"the strongest cut leaves {left[worst]:.3f}",
-            hint="lower --min-channels or --round-to, or cut more groups",
+            hint="lower --min-channels or --round-to, raise --max-ratio, or cut more groups",
         )
     if excess(gentle.keep) <= 0:
         return Aimed(gentle, low, _of(targets, shares(gentle.keep)), reached=True)

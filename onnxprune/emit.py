@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.dims import size_of
 from onnxprune.graph import Graph, Node
 from onnxprune.io import LARGE, Model, Weight
 from onnxprune.types import AnyArray, Shape
@@ -268,7 +269,7 @@ class Emitter:
         edit = self.constants.get(value.name)
         changed = dict(enumerate(edit.shape)) if edit else self.dims.get(value.name, {})
         for axis, size in changed.items():
-            if axis < len(dims) and dims[axis].HasField("dim_value"):
+            if axis < len(dims) and size_of(dims[axis]) is not None:
                 dims[axis].dim_value = size
 
 

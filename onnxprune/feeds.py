@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxprune.dims import size_of
 from onnxprune.errors import VerificationError
 from onnxprune.io import Model
 from onnxprune.runtime import UNPROVED, RuntimeUnavailable, Session, session
@@ -59,10 +60,7 @@ def inputs_of(model: Model) -> tuple[Input, ...]:
         tensor = value.type.tensor_type
         dims = None
         if tensor.HasField("shape"):
-            dims = tuple(
-                dim.dim_value if dim.WhichOneof("value") == "dim_value" else None
-                for dim in tensor.shape.dim
-            )
+            dims = tuple(map(size_of, tensor.shape.dim))
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         found.append(Input(value.name, dtype, dims))
     return tuple(found)

@@ -23,7 +23,8 @@ from onnxprune.trace import Trace
 from onnxprune.types import AnyArray, IntArray, Shape
 
 _LEAST = 5e-7  # seconds that reordering a tensor takes, however small it is
-_OUTSIDE = 0.03  # most of a run that may be spent outside kernels; more is noise
+# Most of a run, and most seconds, that may be spent outside kernels; more is noise.
+_OUTSIDE, _OUTSIDE_SECONDS = 0.03, 5e-5
 # Operators that take the blocked layout where all they read is in it.
 _EITHER = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"}
 _EITHER |= {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Add", "Sum", "Mul"}
@@ -115,13 +116,14 @@ class LatencyTable:
         kernels = self.predict({})
         # A short model's kernels lose more to the profile than a chain of the same kernel does.
         if kernels > self.seconds:
-            excess = (kernels - self.seconds) / len(self.charges)
+            excess = min((kernels - self.seconds) / len(self.charges), self.runtime.profiling)
             self.charges = [
                 replace(charge, seconds=max(charge.seconds - excess, 0.1 * charge.seconds))
                 for charge in self.charges
             ]
-            kernels = self.predict({})
-        self.outside = min(max(self.seconds - kernels, 0.0), _OUTSIDE * self.seconds)
+            kernels = self.predict({})  # what is still too much, all of them took too long
+        most = min(_OUTSIDE * self.seconds, _OUTSIDE_SECONDS)
+        self.outside = min(max(self.seconds - kernels, 0.0), most)
         self.factor = (self.seconds - self.outside) / kernels
 
     def predict(self, keep: Mapping[int, IntArray]) -> float:
@@ -171,9 +173,14 @@ class LatencyTable:
         layers = {node.index: self._layer(node) for _, node in found if node is not None}
         stairs = fit(self._moving(layers), self.runtime.block, cost)
         charges = []
+        makers: dict[str, Node | None] = {}
         for kernel, node in found:
             layer = layers[node.index] if node is not None else None
-            tensors = self._tensors(node)
+            makers.update(dict.fromkeys(kernel.outputs, node))
+            # A kernel that nothing says the origin of is as large as what it reads.
+            read = [made for name in kernel.inputs if (made := makers.get(name)) is not None]
+            unnamed = dict.fromkeys(name for made in read for name in made.outputs if name)
+            tensors = self._tensors(node) if node is not None else tuple(unnamed)
             own = layer is not None and any(word in kernel.op_type for word in _MULTIPLYING)
             charges.append(
                 Charge(
@@ -198,9 +205,7 @@ class LatencyTable:
             moving[layer] = [a or b for a, b in zip(known, changed, strict=True)]
         return {layer: axes for layer, axes in moving.items() if any(axes)}
 
-    def _tensors(self, node: Node | None) -> tuple[str, ...]:
-        if node is None:
-            return ()
+    def _tensors(self, node: Node) -> tuple[str, ...]:
         derived = self.graph.graph.derived
         weights = node.inputs[1:2] if node.op_type in (*CONVOLUTIONS, *PRODUCTS) else ()
         read = (name for name in node.inputs if name not in derived or name in weights)
@@ -307,7 +312,9 @@ def source_of(kernel: Kernel, graph: Graph, claimed: set[int]) -> Node | None:
     each is claimed by one kernel.
     """
     own = _LAYOUT.sub("", kernel.name)
-    names = [*kernel.outputs, own, own.removesuffix(_NORM), *kernel.inputs]
+    # A fusion adds its own name behind a slash, "a/MatMulAddFusion", and renames what it makes.
+    fused = (own[: match.start()] for match in reversed(list(re.finditer("/", own))))
+    names = [*kernel.outputs, own, own.removesuffix(_NORM), *fused, *kernel.inputs]
     start = next((graph.producer[name] for name in names if name in graph.producer), None)
     if start is None or (start.op_type == "BatchNormalization" and own.endswith(_NORM)):
         return start

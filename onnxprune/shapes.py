@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from onnxprune.dims import size_of
 from onnxprune.errors import VerificationError
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph, Node
@@ -210,8 +211,8 @@ class _Walk:
             return None
         dims = []
         for dim in value.type.tensor_type.shape.dim:
-            size = dim.dim_value if dim.HasField("dim_value") else self.symbols.get(dim.dim_param)
-            if not size:
+            size = size_of(dim) or self.symbols.get(dim.dim_param)
+            if not size:  # of a tensor that is computed, some exporters write 0 for "any"
                 return None
             dims.append(size)
         return helper.make_tensor_type_proto(value.type.tensor_type.elem_type, dims)
@@ -295,10 +296,9 @@ def _shape_value(node: Node, shape: Shape) -> AnyArray:
 def _concrete(tensor_type: onnx.TypeProto | None) -> Shape | None:
     if tensor_type is None or not tensor_type.tensor_type.HasField("shape"):
         return None
-    dims = tensor_type.tensor_type.shape.dim
-    if not all(dim.HasField("dim_value") for dim in dims):
-        return None
-    return tuple(dim.dim_value for dim in dims)
+    sizes = [size_of(dim) for dim in tensor_type.tensor_type.shape.dim]
+    known = tuple(size for size in sizes if size is not None)
+    return known if len(known) == len(sizes) else None
 
 
 def _one_line(error: Exception) -> str:

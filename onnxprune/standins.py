@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
+from onnxprune.dims import size_of
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph
@@ -115,10 +116,11 @@ def _declared(value: onnx.ValueInfoProto) -> list[int | str]:
     """Dimensions of an input: a number where fixed, a symbol where not."""
     dims: list[int | str] = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            dims.append(dim.dim_value)
-        else:
+        size = size_of(dim)
+        if size is None or (axis == 0 and size == 0):  # no samples: nobody means that
             dims.append(dim.dim_param or f"{value.name}.{axis}")
+        else:
+            dims.append(size)
     return dims
 
 

@@ -120,6 +120,7 @@ def sensitivity(
     found = {}
     if resume and output is not None and Path(output).exists():
         found = curves.done_before(output, run)
+    # In the order of the graph: what is cut first has most behind it, so no long one comes last.
     todo = tuple(number for number, family in family_of.items() if family not in found)
     abroad = (jobs > 1 or scheduler is not None) and not dry_run
     study = Study(

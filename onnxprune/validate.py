@@ -21,6 +21,7 @@ from typing import TypeAlias
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
+from onnxprune.dims import size_of
 from onnxprune.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -670,7 +671,7 @@ def _known_shapes(graph: onnx.GraphProto) -> _Shapes:
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             # Some exporters write 0 where they do not know.
-            shapes[value.name] = tuple(dim.dim_value or None for dim in kind.shape.dim)
+            shapes[value.name] = tuple(size_of(dim) or None for dim in kind.shape.dim)
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
     return shapes

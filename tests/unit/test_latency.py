@@ -309,6 +309,22 @@ def test_prediction_is_the_sum_of_the_layers_at_the_shapes_after_the_cut(ratio: 
 
 
 @pytest.mark.usefixtures("told")
+def test_kernel_of_unknown_origin_goes_by_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, feeds = prepared((3, 64, 96))
+
+    def kernels(model: object, feeds: object, **_: object) -> tuple[Kernel, ...]:
+        return (
+            Kernel("c0_nchwc", "Conv", ("x",), ("reorder_token_1",), (), 1e-3),
+            Kernel("Gelu", "Gelu", ("reorder_token_1",), ("reorder_token_2",), (), 1e-3),
+        )
+
+    monkeypatch.setattr(latency, "profile", kernels)
+    (_, gelu) = LatencyTable(graph, feeds).charges
+    assert gelu.node is None
+    assert gelu.tensors == ("c0",)
+
+
+@pytest.mark.usefixtures("told")
 def test_table_says_what_each_layer_costs_before_and_after() -> None:
     graph, feeds = prepared((3, 64, 96))
     keep = random_keep(graph, 0.5, np.random.default_rng(0))
@@ -349,6 +365,33 @@ def test_a_kernel_in_blocks_is_traced_to_the_convolution_before_it() -> None:
     assert norm is not None
     assert norm.key == "n0"
     assert source_of(Kernel("nowhere", "Conv", (), (), (), 1.0), graph, claimed) is None
+
+
+def test_fusion_that_renames_everything_is_traced_by_what_stands_before_its_own_name() -> None:
+    weights = {"w": np.ones((8, 8), np.float32), "b": np.ones(8, np.float32)}
+    text = "g (float[2,5,8] x) => (float[2,5,8] y) {m = MatMul(x, w) a = Add(m, b) y = Relu(a)}"
+    graph = prepare(parsed(text.replace("m ", '"/h/m" ').replace("(m,", '("/h/m",'), **weights))
+    fused = Kernel("/h/m/MatMulAddFusion", "Gemm", ("arg", "w", "b"), ("arg_1",), (), 1.0)
+    claimed: set[int] = set()
+    found = source_of(fused, graph, claimed)
+    assert found is not None
+    assert found.op_type == "MatMul"
+    assert claimed == {found.index}
+
+
+def test_products_of_a_transformer_are_found_among_the_kernels() -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"w1": (64, 256), "b1": (256,), "w2": (256, 64), "b2": (64,)}.items()
+    }
+    text = """g (float[1,48,64] x) => (float[1,48,64] y) {
+        m = MatMul(x, w1) a = Add(m, b1) r = Relu(a) n = MatMul(r, w2) y = Add(n, b2)}"""
+    graph = analyse(parsed(text, **weights))
+    feeds = random_data(graph.graph.model, batches=1).batches[0]
+    table = LatencyTable(graph, feeds, seconds=0.05, runs=3)
+    layers = [charge.stairs.layer.extents for charge in table.charges if charge.stairs is not None]
+    assert layers == [(1, 48, 64, 256), (1, 48, 256, 64)]
 
 
 def test_table_of_a_real_model_predicts_in_milliseconds_and_meets_the_original() -> None:

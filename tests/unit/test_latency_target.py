@@ -75,19 +75,42 @@ def test_a_wrong_prediction_is_corrected_once(graph: DependencyGraph, ranks: Imp
     machine = Machine(graph, ranks, [1.25, 1.25], 0.5)
     (plan, _, _), times = machine.timer.confirmed(0.5, machine.search)
     assert machine.shares() == pytest.approx([0.5, 0.4], abs=TOLERANCE)
-    assert machine.timer.correction == pytest.approx(1.25)
+    assert machine.timer.left(plan.keep) == pytest.approx(times.ratio)
     assert times.ratio == pytest.approx(0.5, abs=0.015)
     assert plan is machine.measured[1]
 
 
-def test_the_nearest_of_three_is_taken_and_a_miss_is_warned_of(
+def test_a_search_goes_on_between_a_plan_too_slow_and_one_too_fast(
+    graph: DependencyGraph, ranks: Importance
+) -> None:
+    machine = Machine(graph, ranks, [1.3, 1.1, 1.15, 1.15], 0.5)
+    (plan, _, _), times = machine.timer.confirmed(0.5, machine.search)
+    slow, fast, between = machine.shares()
+    assert fast < between < slow
+    assert plan is machine.measured[2]
+    assert times.ratio == pytest.approx(0.5, rel=0.03)
+
+
+def test_prediction_that_says_out_of_reach_is_not_believed(
+    graph: DependencyGraph, ranks: Importance
+) -> None:
+    least = 3 / units(graph, {})  # one unit of each group
+    machine = Machine(graph, ranks, [0.1] * 4, least / 8)
+    _, times = machine.timer.confirmed(least / 8, machine.search)
+    assert times.ratio <= least / 8 * 1.03
+    right = Machine(graph, ranks, [1.0], least / 8)
+    with pytest.raises(TargetError, match=r"the strongest cut leaves 0\.013, measured"):
+        right.timer.confirmed(least / 8, right.search)
+
+
+def test_the_nearest_of_four_is_taken_and_a_miss_is_warned_of(
     graph: DependencyGraph, ranks: Importance, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Machine(graph, ranks, [1.5, 1.8, 2.2], 0.5)
+    machine = Machine(graph, ranks, [1.5, 1.8, 2.2, 2.5], 0.5)
     with caplog.at_level(logging.WARNING):
         (plan, _, _), times = machine.timer.confirmed(0.5, machine.search)
-    assert len(machine.measured) == 3
-    ratios = [a * b for a, b in zip(machine.shares(), (1.5, 1.8, 2.2), strict=True)]
+    assert len(machine.measured) == 4
+    ratios = [a * b for a, b in zip(machine.shares(), (1.5, 1.8, 2.2, 2.5), strict=True)]
     assert times.ratio == pytest.approx(min(ratios, key=lambda ratio: abs(ratio - 0.5)))
     assert any(plan is one for one in machine.measured)
     assert "of the original's time, more than the target 0.500" in caplog.text

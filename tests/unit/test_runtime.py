@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from onnxprune.io import Model
-from onnxprune.runtime import RuntimeUnavailable, accepts, session
+from onnxprune.runtime import RuntimeUnavailable, _kernel, accepts, session
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
@@ -102,3 +102,8 @@ def test_nothing_is_printed_when_the_runtime_fails(capfd: pytest.CaptureFixture[
     gather = model("g (int64[N] i) => (float[N] y) <float[2] w = {1, 2}> {y = Gather(w, i)}")
     assert accepts(gather, {"i": np.array([7])}) is not None
     assert capfd.readouterr() == ("", "")
+
+
+def test_kernel_that_had_to_wait_in_most_runs_is_not_the_slower_for_it() -> None:
+    events = [{"dur": dur, "args": {"op_name": "Conv"}} for dur in (6000, 700, 5000, 702, 7000)]
+    assert _kernel("c", events, None, 0).seconds == pytest.approx(701e-6)

@@ -1,13 +1,15 @@
 """How well latency is predicted: of single layers at widths left out of the fit, of whole models.
 
     python tools/bench/latency.py models/*.onnx resnet50.onnx --markdown results/latency.md
+    python tools/bench/latency.py --targets zoo/*.onnx --markdown results/latency_targets.md
     python tools/bench/latency.py --speed
 
 Layers: every layer of every model at a few random widths, predicted from its grid against the same
 layer timed alone. Models: cut at several ratios, with and without whole blocks of channels; the
 predicted share of the original's time against the measured one, both models timed in turn. One
 thread unless --threads says otherwise. --speed prints how many multiply-accumulates a second a
-layer reaches by its number of channels.
+layer reaches by its number of channels. --targets prints how near `shrink --target latency=SHARE`
+comes: what it says of its result, and what a measurement says that had no part in choosing it.
 """
 
 from __future__ import annotations
@@ -24,21 +26,50 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
+from onnxprune.alignment import steps
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
+from onnxprune.errors import TargetError
 from onnxprune.extents import Extents, Layer
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import load
 from onnxprune.latency import LatencyTable
+from onnxprune.latency_target import Found, LatencyTarget
+from onnxprune.planning import Planner, Wish
 from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import PruningPlan, select
 from onnxprune.timing import Peculiarities, compare_timings, measure, time_layers
 
 RATIOS = ((0.1, 1), (0.25, 1), (0.4, 1), (0.5, 1), (0.6, 1), (0.75, 1), (0.3, 16), (0.6, 16))
+TARGETS = (0.7, 0.5)
+WANTED_LEFT = 0.05  # of the original's time, that a target may be missed by
 LEFT_OUT = 3  # random widths of each layer
 WANTED_LAYER = 0.10
 SHORT = 5e-6  # layers under this are a few ticks of the profile's clock, which counts whole µs
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One model at one target, as shares of the original's time.
+
+    Attributes:
+        predicted: By the table alone, before any measurement corrects it.
+        told: What the target search measured of the plan it chose.
+        interval: Of that, as it tells the user.
+        left: Of the same plan, measured afterwards.
+        seconds: What the search took, the table left out.
+    """
+
+    name: str
+    before: float
+    asked: float
+    predicted: float
+    told: float
+    interval: tuple[float, float]
+    left: float
+    measured: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +127,63 @@ def cuts(
         value, low, high = compare_timings(old, new)
         yield Cut(
             name, ratio, round_to, old.seconds, predicted / table.seconds, value, (low, high), call
+        )
+
+
+def shots(name: str, graph: DependencyGraph, seconds: float) -> Iterable[Shot]:
+    """The model at every target."""
+    table = LatencyTarget.of(graph, None, 0)
+    feeds = random_data(graph.graph.model, shapes=graph.stand_ins, batches=1).batches[0]
+    ranked = score(graph)
+    for asked in TARGETS:
+        timer = LatencyTarget(table.predict, table.timed)
+        wish = Wish(targets={"latency": asked}, round_to=steps(graph))
+        planner = Planner(graph, wish, latency=timer.left)
+        tried: list[PruningPlan] = []
+
+        def search(planner: Planner = planner, tried: list[PruningPlan] = tried) -> Found:
+            tried.append(planner.plan(ranked))
+            return tried[-1], ranked.method, ""
+
+        begun = time.perf_counter()
+        try:
+            (plan, _, _), told = timer.confirmed(asked, search)
+        except TargetError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        spent = time.perf_counter() - begun
+        made = operate(plan).model
+        old, new = measure([graph.graph.source, made], feeds, seconds=seconds, threads=1)
+        left, _, _ = compare_timings(old, new)
+        predicted = (told.predicted or 0.0) / timer.whole
+        yield Shot(
+            name, old.seconds, asked, predicted, told.ratio, (told.low, told.high), left,
+            len(tried), spent,
+        )  # fmt: skip
+
+
+def hits(found: Sequence[Shot]) -> Iterable[str]:
+    """Targets as Markdown."""
+    yield "# Latency targets\n"
+    yield (
+        "`tools/bench/latency.py --targets`: `shrink --target latency=SHARE` without data, one "
+        "thread's processor time in ONNX Runtime, original and result in turn, shares of the "
+        "original's time. *Told*: what the search measured of the plan it chose; *left*: the same "
+        "plan measured again afterwards.\n"
+    )
+    near = sum(abs(shot.left - shot.asked) <= WANTED_LEFT for shot in found)
+    yield (
+        f"{near} of {len(found)} within {WANTED_LEFT} of what was asked; the farthest is "
+        f"{max(abs(shot.left - shot.asked) for shot in found):.3f} off.\n"
+    )
+    yield "| model | ms | asked | predicted | told (95 %) | left | off | measured | s |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for shot in found:
+        yield (
+            f"| {shot.name} | {1e3 * shot.before:.3g} | {shot.asked} | {shot.predicted:.3f} | "
+            f"{shot.told:.3f} ({shot.interval[0]:.3f} to {shot.interval[1]:.3f}) | "
+            f"{shot.left:.3f} | {shot.left - shot.asked:+.3f} | {shot.measured} × | "
+            f"{shot.seconds:.0f} |"
         )
 
 
@@ -162,6 +250,21 @@ def report(errors: Sequence[float], short: int, found: Sequence[Cut]) -> Iterabl
         )
 
 
+def aimed(paths: Sequence[Path], seconds: float, markdown: Path | None) -> int:
+    """Print the table of targets; 1 where one is missed."""
+    found: list[Shot] = []
+    for path in paths:
+        begun = len(found)
+        found += shots(path.stem, analyse(load(path)), seconds)
+        said = " ".join(f"{shot.asked}: {shot.told:.3f} {shot.left:.3f}," for shot in found[begun:])
+        print(f"{path.stem}: {said}", file=sys.stderr, flush=True)
+    lines = "\n".join(hits(found)) + "\n"
+    if markdown is not None:
+        markdown.write_text(lines, "utf-8", newline="\n")
+    sys.stdout.write(lines)
+    return int(any(abs(shot.left - shot.asked) > WANTED_LEFT for shot in found))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
@@ -169,10 +272,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each pair of models")
     parser.add_argument("--threads", type=int, default=1, help="0: all usable cores")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--targets", action="store_true")
     options = parser.parse_args()
     if options.speed:
         print("\n".join(speed()))
         return 0
+    if options.targets:
+        return aimed(options.models, options.seconds, options.markdown)
     threads = options.threads or None
     rng = np.random.default_rng(0)
     errors: list[float] = []
