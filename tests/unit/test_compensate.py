@@ -167,11 +167,11 @@ def test_constant_channels_are_made_up_for_exactly() -> None:
     np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_shrink_without_data_moves_means_into_biases_and_says_so() -> None:
-    _, report = shrink(conv_chain((3, 16, 16)), ratio=0.5)
+def test_shrink_moves_means_into_biases_where_the_model_takes_no_picture() -> None:
+    _, report = shrink(conv_chain((6, 16, 16)), ratio=0.5)
     assert report.recipe["options"]["restore"] == "bias"  # type: ignore[index]  # JSON
     assert report.recipe["restored"]
     assert report.verdict.twin is not None
     assert report.verdict.twin.passed
-    _, plain = shrink(conv_chain((3, 16, 16)), ratio=0.5, restore="none")
+    _, plain = shrink(conv_chain((6, 16, 16)), ratio=0.5, restore="none")
     assert plain.recipe["restored"] == []

@@ -68,7 +68,7 @@ def test_shrink_takes_a_path_bytes_a_message_and_a_model() -> None:
 
 def test_every_stage_is_timed_and_told() -> None:
     told: list[str] = []
-    _, report = shrink(RESNET, ratio=0.5, progress=told.append)
+    _, report = shrink(RESNET, ratio=0.5, restore="bias", progress=told.append)
     order = [
         "load",
         "prepare",
