@@ -165,7 +165,7 @@ def test_dry_run_and_no_verification_are_said() -> None:
 
 def test_inspect_lists_groups_or_operators() -> None:
     graph, report = inspect(MODELS / "fashion_resnet.onnx")
-    assert "9 can be pruned · importance auto: l2" in printed(inspect_report(report))
+    assert "9 can be pruned · importance auto: reader" in printed(inspect_report(report))
     text = printed(inspect_report(report, operators_of(graph, report.before)))
     assert text.splitlines()[1].startswith("BatchNormalization ")
     detail = printed(group_detail(graph, graph.groups[0]))
