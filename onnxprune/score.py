@@ -158,8 +158,8 @@ def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
         bare = len(groups) - len(scaled)
         return "reader", f"{bare} of {len(groups)} groups have no BatchNormalization"
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
-        return "reader", "BatchNormalization was folded by the exporter, or never there"
-    return "reader", "the model has no BatchNormalization"
+        return "path", "BatchNormalization was folded by the exporter, or never there"
+    return "path", "the model has no BatchNormalization"
 
 
 def _share_of_small_scales(graph: DependencyGraph, groups: Sequence[ChannelGroup]) -> float:

@@ -236,7 +236,7 @@ def test_auto_takes_what_reads_where_scales_are_as_plain_training_leaves_them() 
 
 def test_auto_says_that_normalisation_was_folded() -> None:
     method, why = choose(analyse(conv_chain(bn=False)))
-    assert method == "reader"
+    assert method == "path"
     assert "folded by the exporter" in why
 
 
