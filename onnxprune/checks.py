@@ -64,8 +64,8 @@ def check_allowance(sensitivity: object, max_loss: float | None, scope: str | No
 
 def check_restore(restore: str, data: object) -> None:
     """Refuse a way to restore that does not exist, or lacks what it needs."""
-    if restore not in ("auto", "none", "bias", "refit"):
-        raise UsageError(f"restore is '{restore}'", hint="give auto, none, bias or refit")
+    if restore not in ("auto", "none", "bias", "pictures", "refit"):
+        raise UsageError(f"restore is '{restore}'", hint="give auto, none, bias, pictures or refit")
     if restore == "refit" and data is None:
         raise UsageError("restore refit needs calibration data", hint="--data FILE.npz")
 

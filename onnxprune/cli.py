@@ -90,6 +90,7 @@ class Restoring(StrEnum):
     auto = "auto"
     none = "none"
     bias = "bias"
+    pictures = "pictures"
     refit = "refit"
 
 
@@ -199,8 +200,8 @@ Importance: TypeAlias = Annotated[
     typer.Option(
         "--importance",
         metavar="NAME",
-        help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, fpgm, lamp, random; with "
-        "--data activation, wanda, obs; or path.py:function.",
+        help="How channels are ranked: auto, bn_scale, l1, l2, bn_l1, reader, path, fpgm, lamp, "
+        "random; with --data activation, wanda, obs; or path.py:function.",
     ),
 ]
 Seed: TypeAlias = Annotated[
@@ -421,8 +422,9 @@ def shrink(
         Restoring,
         typer.Option(
             "--restore",
-            help="Give accuracy back without training: refit every layer to --data, or fold the "
-            "mean of what was dropped into biases; auto takes what the data allow.",
+            help="Give accuracy back without training: refit every layer to --data, or without "
+            "data to made-up pictures, or fold the mean of what was dropped into biases; auto is "
+            "refit with --data and bias without.",
         ),
     ] = Restoring.auto,
     steps: Annotated[

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from onnxprune.graph import Graph, Node
+from onnxprune.shapes import Environment
 from onnxprune.types import AnyArray, Float32Array, Float64Array, IntArray, Shape
 
 _CONVOLUTIONS = ("Conv", "FusedConv")
@@ -227,6 +228,40 @@ def unmatrix(layer: Layer, found: Float64Array, shape: Shape) -> Float64Array:
 def kernel_size(layer: Layer, weight: Shape) -> int:
     """Inputs of the product for each input channel."""
     return int(np.prod(weight[2:])) if layer.kind in ("conv", "deconv") else 1
+
+
+def inside(layer: Layer, weight: Shape, env: Environment) -> Float64Array:
+    """Share of the output positions at which each kernel position meets data, not zero padding.
+
+    Args:
+        layer: The layer.
+        weight: Shape of its weight as the node sees it.
+        env: Shapes of what it reads and makes; where they are not known nothing is padding.
+
+    Returns:
+        Shape (kernel positions,), in the order of ``matrix``; (1,) where there is no kernel.
+    """
+    if layer.kind not in ("conv", "deconv"):
+        return np.ones(1)
+    kernel = weight[2:]
+    size = (env.shape(layer.data) or ())[2:]
+    made = (env.shape(layer.node.outputs[0]) or ())[2:]
+    if len(size) != len(kernel) or len(made) != len(kernel):
+        return np.ones(int(np.prod(kernel)))
+    strides = _list(layer.node, "strides", len(kernel))
+    dilations = _list(layer.node, "dilations", len(kernel))
+    before = padding(layer.node, size, kernel, strides, dilations)[0]
+    share = np.ones(())
+    for axis, taps in enumerate(kernel):
+        tap = np.arange(taps)[:, None] * dilations[axis] - before[axis]
+        if layer.kind == "conv":
+            at = tap + np.arange(made[axis]) * strides[axis]
+            meets = (at >= 0) & (at < size[axis])
+        else:  # each input is written to several outputs, some of them cut off
+            at = tap + np.arange(size[axis]) * strides[axis]
+            meets = ((at >= 0) & (at < made[axis]))[::-1]  # `matrix` turns the kernel round
+        share = np.multiply.outer(share, meets.sum(axis=1) / made[axis])
+    return np.asarray(share.reshape(-1), np.float64)
 
 
 def padding(

@@ -3,7 +3,8 @@
 The output of a BatchNormalization is taken for Gaussian with the mean and spread that its own
 parameters say. Activations are followed on a grid of that Gaussian, so that what is computed from
 one tensor twice (x · sigmoid(x)) stays right; where tensors of different origin meet, mean and
-variance go on. Graph inputs are taken for standard normal.
+variance go on, channels taken for independent. Nothing is said of what a LayerNormalization makes:
+its shift undoes a mean that only data would show. Graph inputs are taken for standard normal.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.bounds import Values
 from onnxprune.graph import Graph, Node
-from onnxprune.layers import layer_of, matrix
+from onnxprune.layers import Layer, inside, layer_of, matrix
 from onnxprune.shapes import Environment, Evaluator
 from onnxprune.types import AnyArray, Float64Array
 
@@ -77,6 +79,7 @@ class _Walk:
         self.env = env
         self.found: dict[str, Spread] = {}
         self.evaluator = Evaluator(graph.opsets)
+        self.values = Values(graph)
 
     def run(self) -> Mapping[str, Spread]:
         for name in self.graph.inputs:
@@ -98,7 +101,7 @@ class _Walk:
     def _node(self, node: Node) -> Spread | None:
         if node.op_type == "BatchNormalization":
             return self._norm(node)
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return self._layer(node)
         if node.op_type in _POINTWISE:
             return self._pointwise(node)
@@ -115,23 +118,29 @@ class _Walk:
         if node.op_type in _TO_A_POINT:
             return Spread(first.mean[:, None], first.axis, node.outputs[0])
         if node.op_type in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
-            shape = self.env.shape(node.outputs[0]) or ()
-            before = self.env.shape(node.inputs[0]) or ()
-            same = shape[: first.axis + 1] == before[: first.axis + 1]
-            return first if same else None
+            return self._reshaped(node, first)
         if node.op_type == "Transpose":
             rank = len(self.env.shape(node.inputs[0]) or ())
             order = node.ints("perm") or tuple(reversed(range(rank)))
             return Spread(first.values, order.index(first.axis), first.source)
         return None
 
+    def _reshaped(self, node: Node, first: Spread) -> Spread | None:
+        """Channels that stay an axis, or are laid out position by position along it."""
+        shape = self.env.shape(node.outputs[0]) or ()
+        before = self.env.shape(node.inputs[0]) or ()
+        axis = first.axis
+        if shape[: axis + 1] == before[: axis + 1]:
+            return first
+        if shape[:axis] != before[:axis] or len(shape) != axis + 1:
+            return None
+        positions = int(np.prod(before[axis + 1 :]))
+        return Spread(np.repeat(first.values, positions, axis=0), axis, first.source)
+
     def _constant(self, name: str) -> Float64Array | None:
-        while name not in self.graph.constants:
-            node = self.graph.producer.get(name)
-            if node is None or node.op_type not in ("Identity", "Cast"):
-                return None
-            name = node.inputs[0]
-        return self.graph.constants[name].weight.read().astype(np.float64)
+        """What is stored, or computed from it: exporters reshape a bias, or turn a weight."""
+        found = self.values.read(name)
+        return None if found is None else found.astype(np.float64)
 
     def _norm(self, node: Node) -> Spread | None:
         gamma, beta = self._constant(node.inputs[1]), self._constant(node.inputs[2])
@@ -148,19 +157,15 @@ class _Walk:
         rank = len(self.env.shape(layer.data) or ())
         if data.axis != layer.axis % rank:
             return None
-        product = matrix(layer, seen)
-        group, inputs, outputs = product.shape
-        each = len(data.values) // group
-        kernel = inputs // each
-        mean = np.repeat(data.mean.reshape(group, each), kernel, axis=1)
-        variance = np.repeat(data.variance.reshape(group, each), kernel, axis=1)
-        center = np.einsum("gi,gio->go", mean, product).reshape(-1)
-        around = np.einsum("gi,gio->go", variance, np.square(product)).reshape(-1)
+        if seen.ndim > 2 and layer.kind == "matmul":
+            return None
+        center, around = through(layer, seen, data.mean, data.variance, self.env)
+        alpha, beta = (number(node, name) for name in ("alpha", "beta"))  # of a Gemm
+        center, around = alpha * center, alpha**2 * around
         bias = self._constant(layer.bias) if layer.bias else None
-        if bias is not None and bias.size == center.size:
-            center = center + bias.reshape(-1)
-        axis = 1 if layer.kind == "conv" else rank - 1
-        del outputs
+        if bias is not None:
+            center = center + beta * bias.reshape(-1)
+        axis = 1 if layer.kind in ("conv", "deconv") else rank - 1
         return gaussian(center, around, axis, node.outputs[0])
 
     def _leaf(self, name: str) -> str:
@@ -257,6 +262,41 @@ class _Walk:
         mean = np.concatenate([part.mean for part in known])
         variance = np.concatenate([part.variance for part in known])
         return gaussian(mean, variance, known[0].axis, node.outputs[0])
+
+
+def number(node: Node, name: str) -> float:
+    """A factor that a node has as an attribute, 1 where it has none."""
+    return float(node.attributes[name].f) if node.has(name) else 1.0
+
+
+def through(
+    layer: Layer, seen: AnyArray, mean: Float64Array, variance: Float64Array, env: Environment
+) -> tuple[Float64Array, Float64Array]:
+    """Mean and variance of a layer's outputs, without its bias.
+
+    Zero padding and the rims of a transposed convolution count as what they are: the figures are
+    means over all output positions at the sizes of ``env``.
+
+    Args:
+        layer: The layer.
+        seen: Its weight as the node sees it.
+        mean: Of each channel it reads.
+        variance: Likewise; channels are taken for independent.
+        env: Shapes.
+
+    Returns:
+        Two arrays of shape (outputs,), all groups in a row.
+    """
+    product = matrix(layer, seen)
+    group, inputs, _ = product.shape
+    kernel = inputs * group // mean.size
+    share = np.tile(inside(layer, seen.shape, env), inputs // kernel)
+
+    def summed(each: Float64Array, factor: Float64Array) -> Float64Array:
+        spread_out = np.repeat(each.reshape(group, -1), kernel, axis=1) * share
+        return np.asarray(np.einsum("gi,gio->go", spread_out, factor).reshape(-1), np.float64)
+
+    return summed(mean, product), summed(variance, np.square(product))
 
 
 def seen_weight(graph: Graph, name: str) -> AnyArray | None:

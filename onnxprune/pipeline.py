@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune import __version__
@@ -30,6 +30,8 @@ from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
+from onnxprune.pictures import pictures
+from onnxprune.planning import Judge
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
@@ -123,7 +125,9 @@ def shrink(
         allow_norm: As in ``analyse``; such a cut is not exact, and the report says so.
         restore: How accuracy comes back without training: ``bias`` folds the mean of what was
             dropped into its readers' biases and needs no data, ``refit`` fits every layer to
-            calibration data, ``auto`` takes the one or the other, ``none`` leaves plain slices.
+            calibration data, ``pictures`` to made-up pictures where there is no data and the model
+            takes a picture (else it is ``bias``), ``none`` leaves plain slices; ``auto`` is
+            ``refit`` with data and ``bias`` without.
         steps: In how many steps to cut: what is left is ranked again, and restored, after each.
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
@@ -201,10 +205,9 @@ def shrink(
         layers: tuple[Refitted, ...] = ()
         if restoring != "none":
             with clock.stage("restore"):
-                surgery, layers = _restored(plan, surgery, restoring, check, clock)
-            verdict = _measured(
-                graph, surgery.model, verdict, check, clock, fitted=restoring == "refit"
-            )
+                restored = _restored(plan, surgery, restoring, check, clock)
+            surgery, layers, restoring = restored.surgery, restored.layers, restored.how
+            verdict = _measured(graph, surgery.model, verdict, check, clock, restored)
         options = asked.options(method, restoring, plan.graph.tracer.attention)
         made, written = _with_recipe(surgery, original, options)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
@@ -360,18 +363,51 @@ def _verify(
     return verdict
 
 
+@dataclass(frozen=True)
+class _Restored:
+    """The surgery with what was lost made up for.
+
+    Attributes:
+        how: As the recipe says it.
+        layers: What refitting did to each layer.
+        unseen: Pictures that nothing was fitted to, to measure on; None where there are none.
+    """
+
+    surgery: Surgery
+    how: str
+    layers: tuple[Refitted, ...] = ()
+    unseen: Data | None = None
+
+
 def _restored(
     plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock
-) -> tuple[Surgery, tuple[Refitted, ...]]:
-    """The surgery with what was lost made up for, and what refitting did to each layer."""
-    if how == "bias":
-        return operate(compensated(plan)), ()
-    assert check.data is not None
-    made, layers, changed = refit(
-        plan, surgery.model, check.data, seed=check.seed, heard=clock.step
-    )
+) -> _Restored:
+    drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
+    if how == "bias" or (how == "pictures" and drawn is None):
+        return _Restored(operate(compensated(plan)), "bias")
+    fitted = check.data if drawn is None else drawn
+    assert fitted is not None
+    made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
     restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
-    return replace(surgery, model=made, restored=restored), layers
+    found = _Restored(replace(surgery, model=made, restored=restored), how, layers)
+    if drawn is None:
+        return found
+    unseen = _pictures(plan.graph, check.seed + 1)
+    assert unseen is not None
+    judge = Judge(plan.graph, unseen)
+    shifted = operate(compensated(plan))
+    if judge.drift(shifted.model) < judge.drift(made):
+        return _Restored(shifted, "bias", unseen=unseen)
+    return replace(found, unseen=unseen)
+
+
+def _pictures(graph: DependencyGraph, seed: int) -> Data | None:
+    """Pictures to fit to; None where the model takes none, or cannot be run on them."""
+    try:
+        return pictures(graph.graph, graph.stand_ins, stats(graph).macs, seed)
+    except VerificationError as error:
+        _log.info("no made-up pictures: %s", error)
+        return None
 
 
 def _measured(
@@ -380,24 +416,28 @@ def _measured(
     proved: Verdict,
     check: Check,
     clock: Clock,
-    *,
-    fitted: bool,
+    restored: _Restored,
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
     if check.level == "none":
         return proved
-    data = check.data if check.data is not None else made_up_data(graph, check.seed)
+    data = check.data if check.data is not None else restored.unseen
     with clock.stage("verify"):
         found = run_checks(
-            graph.graph.source, made, twin=None, data=data, level=check.level, limits=check.limits
+            graph.graph.source,
+            made,
+            twin=None,
+            data=data if data is not None else made_up_data(graph, check.seed),
+            level=check.level,
+            limits=check.limits,
         )
     if found.status == "failed":
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
-    if fitted and found.drift:
+    if restored.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
-    return replace(proved, drift=found.drift, notes=notes)
+    return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
 
 
 # -- inspect and compare ---------------------------------------------------------------------------

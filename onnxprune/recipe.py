@@ -56,7 +56,7 @@ class Options(_Part):
     attention: Literal["heads", "dims", "none"] = "heads"
     allow_norm: bool = False
     input_shape: dict[str, tuple[int, ...]] = {}
-    restore: Literal["none", "bias", "refit"] = "none"
+    restore: Literal["none", "bias", "pictures", "refit"] = "none"
     steps: int = 1
     schedule: Literal["polynomial", "linear"] = "polynomial"
     seed: int = 0

@@ -227,7 +227,7 @@ class Request:
         )
 
     def restoring(self, data: Data | None) -> str:
-        """How the result is restored: ``none``, ``bias`` or ``refit``."""
+        """How the result is restored: ``none``, ``bias``, ``pictures`` or ``refit``."""
         given = data is not None and not data.random
         if self.exactly:
             return "none"

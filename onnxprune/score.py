@@ -14,11 +14,19 @@ from onnxprune.errors import UsageError
 from onnxprune.functions import UserFunction
 from onnxprune.groups import DependencyGraph
 from onnxprune.layers import Layer, kernel_size, layer_of, matrix
-from onnxprune.norms import AGGREGATES, FilterScores, bn_scale, is_bn_scale, per_unit, real_values
+from onnxprune.norms import (
+    AGGREGATES,
+    FilterScores,
+    bn_scale,
+    finite,
+    is_bn_scale,
+    per_unit,
+    real_values,
+)
 from onnxprune.obs import Reader, greedy_costs
 from onnxprune.types import AnyArray, ChannelGroup, Float64Array, IntArray, WeightAxis
 
-FROM_WEIGHTS = ("bn_scale", "l1", "l2", "bn_l1", "fpgm", "lamp", "random")
+FROM_WEIGHTS = ("bn_scale", "l1", "l2", "bn_l1", "reader", "path", "fpgm", "lamp", "random")
 FROM_DATA = ("activation", "wanda", "obs")
 METHODS = (*FROM_WEIGHTS, *FROM_DATA)
 # Importances that compare from one group to another as they are.
@@ -80,9 +88,11 @@ def score(
 
     Source: ``bn_scale``: Network Slimming (arXiv:1708.06519); ``l1``, ``l2``: Pruning Filters for
         Efficient ConvNets (arXiv:1608.08710); ``bn_l1``: the L1 norm of the filter after
-        BatchNormalization is folded into it; ``fpgm``: Filter Pruning via Geometric Median
-        (arXiv:1811.00250); ``lamp``: arXiv:2010.07611; ``wanda``: arXiv:2306.11695, by columns;
-        ``obs``: arXiv:2403.18955.
+        BatchNormalization is folded into it; ``reader``: the squared norm of the weights that read
+        a channel, as a share of each reader's; ``path``: the root of that times the same share of
+        what makes it, so the norms on both sides multiply; ``fpgm``: Filter Pruning via Geometric
+        Median (arXiv:1811.00250); ``lamp``: arXiv:2010.07611; ``wanda``: arXiv:2306.11695, by
+        columns; ``obs``: arXiv:2403.18955.
     """
     if aggregate is not None and aggregate not in AGGREGATES:
         raise UsageError(f"aggregate is '{aggregate}'", hint="give sum, mean or max")
@@ -105,6 +115,12 @@ def score(
             values |= _without_scale(graph, [g for g in groups if g.id not in values], aggregate)
         case "l1" | "l2" | "bn_l1" | "fpgm" | "lamp":
             values = FilterScores(graph, method, aggregate or "sum").of(groups)
+        case "reader":
+            values = _reader_shares(graph, aggregate or "sum")
+        case "path":
+            read = _reader_shares(graph, aggregate or "sum")
+            made = _squared_shares(FilterScores(graph, "l2", aggregate or "sum").of(groups))
+            values = {group: np.sqrt(read[group] * made[group]) for group in read}
         case "random":
             values = {
                 group.id: np.random.default_rng([seed, group.id]).random(group.size)
@@ -137,13 +153,13 @@ def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
                 "bn_scale",
                 f"{100 * small:.0f} % of the BatchNormalization scales are next to nothing",
             )
-        return "l2", "the BatchNormalization scales were not trained to be sparse: using l2"
+        return "reader", "the BatchNormalization scales were not trained to be sparse"
     if scaled:
         bare = len(groups) - len(scaled)
-        return "l1", f"{bare} of {len(groups)} groups have no BatchNormalization: using l1"
+        return "reader", f"{bare} of {len(groups)} groups have no BatchNormalization"
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
-        return "l1", "BatchNormalization was folded by the exporter, or never there: using l1"
-    return "l1", "the model has no BatchNormalization: using l1"
+        return "path", "BatchNormalization was folded by the exporter, or never there"
+    return "path", "the model has no BatchNormalization"
 
 
 def _share_of_small_scales(graph: DependencyGraph, groups: Sequence[ChannelGroup]) -> float:
@@ -172,6 +188,40 @@ def _without_scale(
             len(bare), len(graph.prunable), bare[0].name,
         )  # fmt: skip
     return FilterScores(graph, "l1", aggregate or "sum").of(bare)
+
+
+# -- from what reads a channel ---------------------------------------------------------------------
+
+
+def _reader_shares(graph: DependencyGraph, aggregate: str) -> dict[int, Float64Array]:
+    """Squared norm of the weights that read each unit, as a share of all that its reader reads.
+
+    Where no weight reads a group, by what makes it.
+    """
+    parts: dict[int, list[Float64Array]] = {group.id: [] for group in graph.prunable}
+    for group, axis, _ in _readers(graph, graph.prunable):
+        value = _squared_columns(graph, axis)
+        if value.any():
+            parts[group.id].append(per_unit(axis, value / value.sum(), group))
+    bare = [group for group in graph.prunable if not parts[group.id]]
+    found = {
+        number: AGGREGATES[aggregate](np.stack(each)) for number, each in parts.items() if each
+    }
+    return found | _squared_shares(FilterScores(graph, "l2").of(bare))
+
+
+def _squared_columns(graph: DependencyGraph, axis: WeightAxis) -> Float64Array:
+    """Squared norm of a weight at each position of an axis."""
+    seen = finite(axis.tensor, real_values(graph, axis.tensor)).reshape(axis.view)
+    rest = tuple(a for a in range(seen.ndim) if a not in axis.axes)
+    square = np.sum(np.square(seen, dtype=np.float64), axis=rest)
+    return np.asarray(np.nan_to_num(square).reshape(-1), np.float64)
+
+
+def _squared_shares(norms: Mapping[int, Float64Array]) -> dict[int, Float64Array]:
+    squares = {group: np.square(values) for group, values in norms.items()}
+    tiny = np.finfo(np.float64).tiny
+    return {group: each / max(float(each.sum()), tiny) for group, each in squares.items()}
 
 
 # -- from data -------------------------------------------------------------------------------------
@@ -207,10 +257,7 @@ class _Flow:
                 continue  # the layer sees its input in another order than its weight
             value = energy
             if method == "wanda":
-                seen = real_values(self.graph, axis.tensor).reshape(axis.view)
-                rest = tuple(a for a in range(seen.ndim) if a not in axis.axes)
-                square = np.sum(np.square(seen, dtype=np.float64), axis=rest).reshape(-1)
-                value = square * energy
+                value = _squared_columns(self.graph, axis) * energy
                 value = value / max(float(value.sum()), np.finfo(np.float64).tiny)
             parts[group.id].append(per_unit(axis, value, group))
         bare = [group for group in groups if not parts[group.id]]

@@ -26,11 +26,11 @@ ORDER = tuple(
     ops.plain ops.pool ops.reduce ops.contrib ops
     runs trace survivors groups shapefix analyse
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
-    layers norms calibrate obs score select readers lossless
+    layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
     stepwise through refit shown activations sites affine bases problem unfuse restore
-    moments compensate expand
+    compensate expand
     alignment cost density budget aim planning iterate latency_target recipe
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep

@@ -74,14 +74,16 @@ def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType
         return
     taken = [one for one in report.restored if one.ridge is not None]
     compared = [one for one in report.restored if math.isfinite(one.before)]
-    line = (
-        f"restored: {len(taken)} of {len(report.restored)} layers refitted on "
-        f"{report.verdict.inputs or 'the data'}"
-    )
+    options = report.recipe.get("options")
+    drawn = isinstance(options, dict) and options.get("restore") == "pictures"
+    fitted = "made-up pictures" if drawn else report.verdict.inputs or "the data"
+    line = f"restored: {len(taken)} of {len(report.restored)} layers refitted on {fitted}"
     if compared:
         before = sum(one.before for one in compared) / len(compared)
         after = sum(one.after for one in compared) / len(compared)
         line += f"; mean held-out error {before:.3g} → {after:.3g}"
+    if drawn:
+        line += " (--data FILE.npz refits to what the model really sees)"
     yield _line(line)
     left = [one for one in report.restored if one not in compared]
     if left and not verbose:

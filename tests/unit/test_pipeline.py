@@ -68,7 +68,7 @@ def test_shrink_takes_a_path_bytes_a_message_and_a_model() -> None:
 
 def test_every_stage_is_timed_and_told() -> None:
     told: list[str] = []
-    _, report = shrink(RESNET, ratio=0.5, progress=told.append)
+    _, report = shrink(RESNET, ratio=0.5, restore="bias", progress=told.append)
     order = [
         "load",
         "prepare",
@@ -317,7 +317,7 @@ def test_inspect_counts_and_lists_without_changing_anything(chain: Path) -> None
     assert [group.frozen is None for group in report.groups] == [True, True, False]
     assert all(group.size == group.kept for group in report.groups)
     assert report.after is None
-    assert report.importance == "l2"
+    assert report.importance == "reader"
     assert graph.prunable
     assert files(chain.parent) == {"chain.onnx"}
 

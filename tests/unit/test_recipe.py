@@ -112,7 +112,7 @@ def test_rows_of_a_grouped_conv_are_told_row_by_row() -> None:
         k=rng.standard_normal((8, 6, 1, 1)).astype(np.float32),
         v=rng.standard_normal((2, 8, 1, 1)).astype(np.float32),
     )
-    made, recipe = pruned(model)
+    made, recipe = pruned(model, importance="l2")
     written = recipe.as_json()
     assert any(entry.at for entry in recipe.removed)
     wanted = cut_by_numpy({n: array(model, n) for n in "wkv"}, written)
@@ -183,7 +183,7 @@ def test_recipe_holds_no_path_and_no_time(tmp_path: Path) -> None:
     _, recipe = pruned(source)
     assert "secret" not in recipe.compact()
     assert str(tmp_path) not in recipe.compact()
-    assert recipe.options.importance == "l2"  # what auto took
+    assert recipe.options.importance == "reader"  # what auto took
     assert recipe.input_sha256 == recipes.digest(load(source))
 
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune import calibrate
@@ -126,6 +127,35 @@ def test_importance_is_float64_for_every_group(method: str) -> None:
         assert found[group.id].shape == (group.size,)
 
 
+def test_reader_is_the_share_of_the_squared_weights_that_read_a_channel() -> None:
+    """Two readers of one stream count alike, however large their weights are."""
+    model = parsed(
+        """g (float[1,3,4,4] x) => (float[1,2,4,4] y, float[1,2,2,2] z) {
+        a = Conv(x, w) r = Relu(a) y = Conv(r, u) z = Conv(r, v)}""",
+        w=float32(5, 3, 1, 1), u=float32(2, 5, 1, 1), v=100 * float32(2, 5, 3, 3),
+    )  # fmt: skip
+    graph = analyse(model)
+    (number,) = score(graph, "reader")
+    squares = [np.square(array(model, name)).sum(axis=(0, 2, 3)) for name in ("u", "v")]
+    wanted = sum(square / square.sum() for square in squares)
+    np.testing.assert_allclose(score(graph, "reader")[number], wanted, rtol=1e-5)
+    made = np.square(array(model, "w")).sum(axis=(1, 2, 3))
+    path = np.sqrt(wanted * made / made.sum())
+    np.testing.assert_allclose(score(graph, "path")[number], path, rtol=1e-5)
+
+
+def test_reader_does_not_mind_scales_that_a_normalisation_undoes() -> None:
+    model, scaled = conv_chain(), conv_chain()
+    for entry in scaled.proto.graph.initializer:
+        if entry.name in ("w0", "mean0", "var0"):
+            factor = 49 if entry.name == "var0" else 7
+            values = factor * onnx.numpy_helper.to_array(entry)
+            entry.CopyFrom(onnx.numpy_helper.from_array(values, entry.name))
+    first, second = score(analyse(model), "reader"), score(analyse(scaled), "reader")
+    for group in first:
+        np.testing.assert_allclose(first[group], second[group], rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------ odd weights
 
 
@@ -198,19 +228,19 @@ def test_auto_takes_scales_that_were_trained_to_be_sparse() -> None:
     assert score(graph).method == "bn_scale"
 
 
-def test_auto_takes_norms_where_scales_are_as_plain_training_leaves_them() -> None:
+def test_auto_takes_what_reads_where_scales_are_as_plain_training_leaves_them() -> None:
     method, why = choose(analyse(load(MODELS / "fashion_resnet.onnx")))
-    assert method == "l2"
+    assert method == "reader"
     assert "not trained to be sparse" in why
 
 
 def test_auto_says_that_normalisation_was_folded() -> None:
     method, why = choose(analyse(conv_chain(bn=False)))
-    assert method == "l1"
+    assert method == "path"
     assert "folded by the exporter" in why
 
 
-def test_auto_takes_plain_norms_where_only_some_groups_have_scales() -> None:
+def test_auto_takes_what_reads_where_only_some_groups_have_scales() -> None:
     model = parsed(
         "g (float[1,3,4,4] x) => (float[1,2,4,4] y) {a = Conv(x, w)\n"
         "n = BatchNormalization(a, s, b, m, v) c = Conv(n, u) y = Conv(c, t)}",
@@ -219,7 +249,7 @@ def test_auto_takes_plain_norms_where_only_some_groups_have_scales() -> None:
     )  # fmt: skip
     graph = analyse(model)
     method, why = choose(graph)
-    assert method == "l1"
+    assert method == "reader"
     assert why.startswith("1 of 2 groups")
 
 

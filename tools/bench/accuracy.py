@@ -1,6 +1,7 @@
 """Accuracy of the four trained networks of `models/` against what is left of their MACs.
 
     python tools/bench/accuracy.py --prune-only --markdown tools/bench/results/importance.md
+    python tools/bench/accuracy.py --bias --markdown tools/bench/results/bias.md
     python tools/bench/accuracy.py --restored --markdown tools/bench/results/restored.md
 
 Top-1 on the labelled images of `models/fashion_test.npz`, whose 2,000 images give a standard error
@@ -122,11 +123,42 @@ def restored(networks: Sequence[str]) -> Iterator[str]:
             )
 
 
+def without_data(networks: Sequence[str]) -> Iterator[str]:
+    """Defaults without data, and how much of what a cut loses each way to restore gives back."""
+    test = Test()
+    ways = ("none", "bias", "auto")
+    header = ["network", "uncut", "ranking", "channels cut", "none", "bias", "back", "auto", "back"]
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for name in networks:
+        model = load(MODELS / f"fashion_{name}.onnx")
+        uncut = test(model)
+        for ratio in (0.1, 0.2, 0.3):
+            made = {
+                way: shrink(model, ratio=ratio, restore=way, verify="none") for way in ways
+            }  # fmt: skip
+            none, bias, auto = (test(made[way][0]) for way in ways)
+            report = made["auto"][1]
+            options = report.recipe["options"]
+            assert isinstance(options, dict)
+            yield (
+                f"| {name} | {uncut:.1f} | {report.importance} | {100 * ratio:.0f} % | {none:.1f} "
+                f"| {bias:.1f} | {_back(uncut, none, bias)} "
+                f"| {auto:.1f} ({options['restore']}) | {_back(uncut, none, auto)} |"
+            )
+
+
+def _back(uncut: float, cut: float, restored: float) -> str:
+    """Share of the loss that came back; - where next to nothing was lost."""
+    return f"{100 * (restored - cut) / (uncut - cut):.0f} %" if uncut - cut > 1 else "-"
+
+
 def main() -> int:
     """Print a table, and write it as it grows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prune-only", action="store_true")
     parser.add_argument("--restored", action="store_true")
+    parser.add_argument("--bias", action="store_true", help="what comes back without data")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)))
     parser.add_argument("--markdown", type=Path)
@@ -135,9 +167,12 @@ def main() -> int:
     made = (
         prune_only(networks, [float(t) for t in args.targets.split(",")])
         if args.prune_only
+        else without_data(networks)
+        if args.bias
         else restored(networks)
     )
     title = "Ranking, prune only" if args.prune_only else "Restored without training"
+    title += " and without data" if args.bias else ""
     lines = [f"# {title}", "", "`tools/bench/accuracy.py`; top-1 in per cent.", ""]
     for line in made:
         lines.append(line)
