@@ -153,10 +153,10 @@ def choose(graph: DependencyGraph, data: Data | None = None) -> tuple[str, str]:
                 "bn_scale",
                 f"{100 * small:.0f} % of the BatchNormalization scales are next to nothing",
             )
-        return "reader", "the BatchNormalization scales were not trained to be sparse"
+        return "path", "the BatchNormalization scales were not trained to be sparse"
     if scaled:
         bare = len(groups) - len(scaled)
-        return "reader", f"{bare} of {len(groups)} groups have no BatchNormalization"
+        return "path", f"{bare} of {len(groups)} groups have no BatchNormalization"
     if any(node.op_type == "Conv" for node in graph.graph.nodes):
         return "path", "BatchNormalization was folded by the exporter, or never there"
     return "path", "the model has no BatchNormalization"

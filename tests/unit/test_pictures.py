@@ -114,14 +114,19 @@ def test_a_refit_to_pictures_gives_most_of_a_cut_back(
     network: str, plain: float, fitted: float
 ) -> None:
     model = load(MODELS / f"fashion_{network}.onnx")
-    bare, _ = shrink(model, ratio=0.3, restore="none", verify="none")
-    found, report = shrink(model, ratio=0.3)
+    bare, _ = shrink(model, ratio=0.3, importance="reader", restore="none", verify="none")
+    found, report = shrink(model, ratio=0.3, importance="reader", restore="pictures")
     assert report.recipe["options"]["restore"] == "pictures"  # type: ignore[index]  # JSON
     assert report.verdict.inputs == "random pictures, seed 1"
     assert accuracy(bare) < plain
     assert accuracy(found) > fitted
     again, _ = shrink(model, recipe=read(found))
     assert again.proto.SerializeToString() == found.proto.SerializeToString()
+
+
+def test_pictures_are_made_only_where_they_are_asked_for() -> None:
+    _, report = shrink(conv_chain((1, 8, 8), batch="N"), ratio=0.5)
+    assert report.recipe["options"]["restore"] == "bias"  # type: ignore[index]  # JSON
 
 
 def test_data_are_taken_before_pictures() -> None:

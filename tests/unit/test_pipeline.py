@@ -317,7 +317,7 @@ def test_inspect_counts_and_lists_without_changing_anything(chain: Path) -> None
     assert [group.frozen is None for group in report.groups] == [True, True, False]
     assert all(group.size == group.kept for group in report.groups)
     assert report.after is None
-    assert report.importance == "reader"
+    assert report.importance == "path"
     assert graph.prunable
     assert files(chain.parent) == {"chain.onnx"}
 

@@ -128,7 +128,7 @@ def test_shrink_tells_costs_drift_and_a_closing_line(shrunk: Report) -> None:
     assert "block1.first.conv.weight → block1.second.conv.weight" in text
     assert "frozen: reaches output 'logits'" in text
     assert "random input: says little about quality" in text
-    assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.3 k params · ")
+    assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.5 k params · ")
     assert "twin ok · drift on random input" in lines[-2]
     assert lines[-1] == "next: trtexec --onnx='out dir/m.onnx'"
 
@@ -165,7 +165,7 @@ def test_dry_run_and_no_verification_are_said() -> None:
 
 def test_inspect_lists_groups_or_operators() -> None:
     graph, report = inspect(MODELS / "fashion_resnet.onnx")
-    assert "9 can be pruned · importance auto: reader" in printed(inspect_report(report))
+    assert "9 can be pruned · importance auto: path" in printed(inspect_report(report))
     text = printed(inspect_report(report, operators_of(graph, report.before)))
     assert text.splitlines()[1].startswith("BatchNormalization ")
     detail = printed(group_detail(graph, graph.groups[0]))

@@ -230,7 +230,7 @@ def test_auto_takes_scales_that_were_trained_to_be_sparse() -> None:
 
 def test_auto_takes_what_reads_where_scales_are_as_plain_training_leaves_them() -> None:
     method, why = choose(analyse(load(MODELS / "fashion_resnet.onnx")))
-    assert method == "reader"
+    assert method == "path"
     assert "not trained to be sparse" in why
 
 
@@ -249,7 +249,7 @@ def test_auto_takes_what_reads_where_only_some_groups_have_scales() -> None:
     )  # fmt: skip
     graph = analyse(model)
     method, why = choose(graph)
-    assert method == "reader"
+    assert method == "path"
     assert why.startswith("1 of 2 groups")
 
 

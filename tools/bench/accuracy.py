@@ -3,6 +3,8 @@
     python tools/bench/accuracy.py --prune-only --markdown tools/bench/results/importance.md
     python tools/bench/accuracy.py --bias --markdown tools/bench/results/bias.md
     python tools/bench/accuracy.py --restored --markdown tools/bench/results/restored.md
+    python tools/bench/accuracy.py --bias --markdown tools/bench/results/bias.md
+    python tools/bench/accuracy.py --samples DIR --markdown tools/bench/results/samples.md
 
 Top-1 on the labelled images of `models/fashion_test.npz`, whose 2,000 images give a standard error
 of about half a point. Rankings and refits see `models/fashion_calib.npz`, 256 images without
@@ -12,6 +14,7 @@ labels. Nothing is trained.
 from __future__ import annotations
 
 import argparse
+import gzip
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.analyse import analyse
-from onnxprune.data import load_data
+from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.io import Model, load
 from onnxprune.pipeline import shrink
@@ -28,6 +31,7 @@ from onnxprune.planning import Planner, Wish
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session
 from onnxprune.score import METHODS, Importance, score
+from onnxprune.types import Float32Array, Float64Array
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NETWORKS = ("resnet", "vgg", "mobile", "vit")
@@ -126,8 +130,9 @@ def restored(networks: Sequence[str]) -> Iterator[str]:
 def without_data(networks: Sequence[str]) -> Iterator[str]:
     """Defaults without data, and how much of what a cut loses each way to restore gives back."""
     test = Test()
-    ways = ("none", "bias", "auto")
-    header = ["network", "uncut", "ranking", "channels cut", "none", "bias", "back", "auto", "back"]
+    ways = ("none", "bias", "pictures")
+    header = ["network", "uncut", "ranking", "channels cut"]
+    header += ["none", "bias", "back", "pictures", "back"]
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
     for name in networks:
@@ -137,14 +142,12 @@ def without_data(networks: Sequence[str]) -> Iterator[str]:
             made = {
                 way: shrink(model, ratio=ratio, restore=way, verify="none") for way in ways
             }  # fmt: skip
-            none, bias, auto = (test(made[way][0]) for way in ways)
-            report = made["auto"][1]
-            options = report.recipe["options"]
-            assert isinstance(options, dict)
+            none, bias, drawn = (test(made[way][0]) for way in ways)
+            ranking = made["none"][1].importance
             yield (
-                f"| {name} | {uncut:.1f} | {report.importance} | {100 * ratio:.0f} % | {none:.1f} "
+                f"| {name} | {uncut:.1f} | {ranking} | {100 * ratio:.0f} % | {none:.1f} "
                 f"| {bias:.1f} | {_back(uncut, none, bias)} "
-                f"| {auto:.1f} ({options['restore']}) | {_back(uncut, none, auto)} |"
+                f"| {drawn:.1f} | {_back(uncut, none, drawn)} |"
             )
 
 
@@ -153,32 +156,107 @@ def _back(uncut: float, cut: float, restored: float) -> str:
     return f"{100 * (restored - cut) / (uncut - cut):.0f} %" if uncut - cut > 1 else "-"
 
 
+def by_samples(networks: Sequence[str], images: Path) -> Iterator[str]:
+    """Half of the channels, refitted to more or fewer training images, and to other things."""
+    test = Test()
+    sets = {f"{count} images": _training(images, count) for count in (32, 128, 512, 2048)}
+    sets |= {"256 pictures of noise": _noise(256), "256 digits": _digits(256)}
+    yield "| network | uncut | " + " | ".join(sets) + " | made-up pictures |"
+    yield "|---|---|" + "---|" * (len(sets) + 1)
+    for name in networks:
+        model = load(MODELS / f"fashion_{name}.onnx")
+        cells = []
+        for label, array in sets.items():
+            batches = [{"input": array[at : at + 64]} for at in range(0, len(array), 64)]
+            data = Data(batches, label, random=False, samples=len(array))
+            cells.append(shrunk(model, test, ratio=0.5, data=data))
+        cells.append(shrunk(model, test, ratio=0.5, restore="pictures"))
+        yield f"| {name} | {test(model):.1f} | " + " | ".join(cells) + " |"
+
+
+def _training(images: Path, count: int) -> Float32Array:
+    """Training images of Fashion-MNIST, none of them among those of the calibration file."""
+    raw = gzip.decompress((images / "train-images-idx3-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    chosen = np.random.default_rng(1).permutation(len(pixels))[:count]
+    return _normalised(pixels[chosen] / 255)
+
+
+def _normalised(pixels: Float64Array) -> Float32Array:
+    return ((pixels - 0.2860) / 0.3530).astype(np.float32)
+
+
+def _noise(count: int) -> Float32Array:
+    return np.random.default_rng(1).standard_normal((count, 1, 28, 28)).astype(np.float32)
+
+
+def _digits(count: int) -> Float32Array:
+    """Handwritten digits of scikit-learn, 8 x 8 pixels blown up."""
+    from sklearn.datasets import load_digits
+
+    small = load_digits().images[:count] / 16
+    large = np.kron(small, np.ones((3, 3)))
+    return _normalised(np.pad(large, ((0, 0), (2, 2), (2, 2)))[:, None])
+
+
+def plotted(rows: Sequence[str], path: Path) -> None:
+    """Accuracy against MACs left for each ranking, in its best scope, and for `auto`."""
+    from matplotlib import pyplot
+
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    shares = [float(title.removeprefix("MACs ")) for title in cells[0][3:]]
+    names = list(dict.fromkeys(row[0] for row in cells[2:]))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 4), sharey=True)
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        best: dict[str, list[float]] = {}
+        for row in cells[2:]:
+            if row[0] == name and row[1] != "uncut":
+                values = [float("nan") if v == "-" else float(v) for v in row[3:]]
+                old = best.get(row[1], values)
+                best[row[1]] = [float(np.fmax(a, b)) for a, b in zip(old, values, strict=True)]
+        for method, values in best.items():
+            bold = method.startswith("auto")
+            axis.plot(shares, values, label=method, linewidth=2.5 if bold else 1, marker=".")
+        axis.set(title=name, xlabel="share of MACs left")
+        axis.invert_xaxis()
+    np.atleast_1d(axes)[0].set_ylabel("top-1, %; not restored")
+    np.atleast_1d(axes)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> int:
     """Print a table, and write it as it grows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prune-only", action="store_true")
     parser.add_argument("--restored", action="store_true")
     parser.add_argument("--bias", action="store_true", help="what comes back without data")
+    parser.add_argument(
+        "--samples", type=Path, metavar="DIR", help="folder of Fashion-MNIST's files"
+    )
+    parser.add_argument("--plot", type=Path, help="draw what --prune-only found (matplotlib)")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)))
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args()
     networks = args.networks.split(",")
-    made = (
-        prune_only(networks, [float(t) for t in args.targets.split(",")])
-        if args.prune_only
-        else without_data(networks)
-        if args.bias
-        else restored(networks)
-    )
-    title = "Ranking, prune only" if args.prune_only else "Restored without training"
-    title += " and without data" if args.bias else ""
+    if args.prune_only:
+        title = "Ranking, prune only"
+        made = prune_only(networks, [float(t) for t in args.targets.split(",")])
+    elif args.bias:
+        title, made = "Restored without training and without data", without_data(networks)
+    elif args.samples is not None:
+        title, made = "Half of the channels, by data", by_samples(networks, args.samples)
+    else:
+        title, made = "Restored without training", restored(networks)
     lines = [f"# {title}", "", "`tools/bench/accuracy.py`; top-1 in per cent.", ""]
     for line in made:
         lines.append(line)
         print(line, flush=True)
         if args.markdown is not None:
             args.markdown.write_text("\n".join(lines) + "\n", "utf-8")
+    if args.plot is not None:
+        plotted(lines[4:], args.plot)
     return 0
 
 
