@@ -19,6 +19,7 @@ POINTWISE = frozenset(
     """.split()  # noqa: SIM905  (read as lines)
 )
 _POINTS = 8193  # 0 among them, where many activations bend
+_REACH = 64.0  # beyond this activations are taken to go on straight, as they all but do
 _MOST_NODES = 16  # of one activation; the longest way to write GELU takes 8
 
 
@@ -43,13 +44,12 @@ class Activation:
 
     def __call__(self, array: Float32Array) -> Float32Array:
         """The function, element by element, by interpolation: of float32, any shape."""
-        reach = float(np.abs(array).max(initial=1.0))
+        reach = min(float(np.abs(array).max(initial=1.0)), _REACH)
         grid = np.linspace(-reach, reach, _POINTS, dtype=np.float32)
         values = self.at(grid)
-        if values is None:
-            return array
+        assert values is not None  # `activation_behind` has seen it on a wider grid
         at = (array + np.float32(reach)) * np.float32((_POINTS - 1) / (2 * reach))
-        low = np.clip(at.astype(np.int32), 0, _POINTS - 2)
+        low = np.clip(at, 0, _POINTS - 2).astype(np.int32)
         step = np.diff(values)
         return np.asarray(values[low] + (at - low) * step[low], np.float32)
 
@@ -62,7 +62,8 @@ class Activation:
             if node.op_type in ("Cast", "Identity"):
                 found: Sequence[AnyArray | None] | None = values
             else:
-                found = evaluator.run(node, values)
+                with np.errstate(all="ignore"):  # what is not finite is refused below
+                    found = evaluator.run(node, values)
             if found is None or found[0] is None:
                 return None
             known[node.outputs[0]] = found[0]
@@ -108,8 +109,8 @@ def activation_behind(graph: Graph, name: str) -> Activation | None:
             break
         pending += readers
     found = Activation(graph, name, tuple(nodes[:best])) if best else None
-    known = found is not None and found.at(np.linspace(-4, 4, 9, dtype=np.float32)) is not None
-    return found if known else None
+    grid = np.linspace(-_REACH, _REACH, _POINTS, dtype=np.float32)
+    return found if found is not None and found.at(grid) is not None else None
 
 
 def _plain(graph: Graph, node: Node, inside: set[str]) -> bool:

@@ -47,6 +47,16 @@ def test_activation_is_found_whatever_it_is_written_in(body: str, function: obje
     np.testing.assert_allclose(found(POINTS), wanted, atol=2e-3)  # type: ignore[operator]
 
 
+def test_far_out_an_activation_goes_on_straight() -> None:
+    found = behind("s = Sigmoid(t)\ny = Mul(t, s)")
+    far = np.float32([-1e6, -100, 0, 100, 1e6])
+    np.testing.assert_allclose(found(far), [0, 0, 0, 100, 1e6], rtol=1e-3, atol=1e-3)  # type: ignore[operator]
+
+
+def test_function_that_is_not_finite_everywhere_is_left_out() -> None:
+    assert behind("a = Sqrt(t)\ny = Neg(a)") is None
+
+
 def test_gelu_of_five_nodes_is_one_activation() -> None:
     body = """
     d = Div(t, root)
