@@ -8,16 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.graph import Graph, Node
+from onnxprune.moments import POINTWISE
 from onnxprune.shapes import Evaluator
 from onnxprune.shown import shown_behind
 from onnxprune.types import AnyArray, Float32Array
 
-POINTWISE = frozenset(
-    """
-    Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Erf Elu Selu Celu Softplus Softsign Mish Gelu
-    Exp Abs Neg Sqrt Pow Clip Add Mul Sub Div Min Max Cast Identity Swish ThresholdedRelu PRelu
-    """.split()  # noqa: SIM905  (read as lines)
-)
 _POINTS = 8193  # 0 among them, where many activations bend
 _REACH = 64.0  # beyond this activations are taken to go on straight, as they all but do
 _MOST_NODES = 16  # of one activation; the longest way to write GELU takes 8

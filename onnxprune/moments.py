@@ -22,10 +22,10 @@ from onnxprune.types import AnyArray, Float64Array
 
 _GRID = np.linspace(-7, 7, 1401)
 _WEIGHTS = np.exp(-0.5 * _GRID**2) / np.exp(-0.5 * _GRID**2).sum()
-_POINTWISE = set(
+POINTWISE = frozenset(
     """
     Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Erf Elu Selu Celu Softplus Softsign Mish Gelu
-    Exp Abs Neg Sqrt Pow Clip Add Mul Sub Div Min Max Cast Identity Swish ThresholdedRelu
+    Exp Abs Neg Sqrt Pow Clip Add Mul Sub Div Min Max Cast Identity Swish ThresholdedRelu PRelu
     """.split()  # noqa: SIM905  (read as lines)
 )
 _SAME_MEAN = {"Dropout", "Resize", "Upsample", "AveragePool"}
@@ -103,7 +103,7 @@ class _Walk:
             return self._norm(node)
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return self._layer(node)
-        if node.op_type in _POINTWISE:
+        if node.op_type in POINTWISE:
             return self._pointwise(node)
         if node.op_type == "Concat":
             return self._concat(node)
