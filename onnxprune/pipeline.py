@@ -53,6 +53,10 @@ from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
 _TRIES = 4  # random inputs tried until one shows more than the model's own noise
+_GUESSED = (
+    "no BatchNormalization tells what the dropped channels carried: their means are those of "
+    "random inputs, of mean 0 and variance 1"
+)
 _BUG = "this is a bug in onnxprune: please report it with the model"
 
 
@@ -371,12 +375,14 @@ class _Restored:
         how: As the recipe says it.
         layers: What refitting did to each layer.
         unseen: Pictures that nothing was fitted to, to measure on; None where there are none.
+        note: What a person should know of it.
     """
 
     surgery: Surgery
     how: str
     layers: tuple[Refitted, ...] = ()
     unseen: Data | None = None
+    note: str = ""
 
 
 def _restored(
@@ -384,7 +390,8 @@ def _restored(
 ) -> _Restored:
     drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
     if how == "bias" or (how == "pictures" and drawn is None):
-        return _Restored(operate(compensated(plan)), "bias")
+        told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
+        return _Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
     fitted = check.data if drawn is None else drawn
     assert fitted is not None
     made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
@@ -437,6 +444,8 @@ def _measured(
     notes = (*proved.notes, *found.notes)
     if restored.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
+    if restored.note and restored.surgery.restored:
+        notes = (*notes, restored.note)
     return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
 
 
