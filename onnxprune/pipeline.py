@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
@@ -19,7 +19,6 @@ from onnxprune.checks import (
     check_restore,
     check_sources,
 )
-from onnxprune.compensate import compensated
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
@@ -30,8 +29,6 @@ from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
-from onnxprune.pictures import pictures
-from onnxprune.planning import Judge
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
@@ -39,7 +36,7 @@ from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import Mode, Request
-from onnxprune.restore import refit
+from onnxprune.restoring import Restored, restored
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
@@ -53,10 +50,6 @@ from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
 _TRIES = 4  # random inputs tried until one shows more than the model's own noise
-_GUESSED = (
-    "no BatchNormalization tells what the dropped channels carried: their means are those of "
-    "random inputs, of mean 0 and variance 1"
-)
 _BUG = "this is a bug in onnxprune: please report it with the model"
 
 
@@ -209,9 +202,9 @@ def shrink(
         layers: tuple[Refitted, ...] = ()
         if restoring != "none":
             with clock.stage("restore"):
-                restored = _restored(plan, surgery, restoring, check, clock)
-            surgery, layers, restoring = restored.surgery, restored.layers, restored.how
-            verdict = _measured(graph, surgery.model, verdict, check, clock, restored)
+                made_up = restored(plan, surgery, restoring, check, clock)
+            surgery, layers, restoring = made_up.surgery, made_up.layers, made_up.how
+            verdict = _measured(graph, surgery.model, verdict, check, clock, made_up)
         options = asked.options(method, restoring, plan.graph.tracer.attention)
         made, written = _with_recipe(surgery, original, options)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
@@ -367,68 +360,18 @@ def _verify(
     return verdict
 
 
-@dataclass(frozen=True)
-class _Restored:
-    """The surgery with what was lost made up for.
-
-    Attributes:
-        how: As the recipe says it.
-        layers: What refitting did to each layer.
-        unseen: Pictures that nothing was fitted to, to measure on; None where there are none.
-        note: What a person should know of it.
-    """
-
-    surgery: Surgery
-    how: str
-    layers: tuple[Refitted, ...] = ()
-    unseen: Data | None = None
-    note: str = ""
-
-
-def _restored(
-    plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock
-) -> _Restored:
-    drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
-    if how == "bias" or (how == "pictures" and drawn is None):
-        told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
-        return _Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
-    fitted = check.data if drawn is None else drawn
-    assert fitted is not None
-    made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
-    restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
-    found = _Restored(replace(surgery, model=made, restored=restored), how, layers)
-    if drawn is None:
-        return found
-    unseen = _pictures(plan.graph, check.seed + 1)
-    assert unseen is not None
-    judge = Judge(plan.graph, unseen)
-    shifted = operate(compensated(plan))
-    if judge.drift(shifted.model) < judge.drift(made):
-        return _Restored(shifted, "bias", unseen=unseen)
-    return replace(found, unseen=unseen)
-
-
-def _pictures(graph: DependencyGraph, seed: int) -> Data | None:
-    """Pictures to fit to; None where the model takes none, or cannot be run on them."""
-    try:
-        return pictures(graph.graph, graph.stand_ins, stats(graph).macs, seed)
-    except VerificationError as error:
-        _log.info("no made-up pictures: %s", error)
-        return None
-
-
 def _measured(
     graph: DependencyGraph,
     made: Model,
     proved: Verdict,
     check: Check,
     clock: Clock,
-    restored: _Restored,
+    made_up: Restored,
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
     if check.level == "none":
         return proved
-    data = check.data if check.data is not None else restored.unseen
+    data = check.data if check.data is not None else made_up.unseen
     with clock.stage("verify"):
         found = run_checks(
             graph.graph.source,
@@ -442,10 +385,10 @@ def _measured(
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
-    if restored.how == "refit" and found.drift:
+    if made_up.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
-    if restored.note and restored.surgery.restored:
-        notes = (*notes, restored.note)
+    if made_up.note and made_up.surgery.restored:
+        notes = (*notes, made_up.note)
     return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
 
 

@@ -22,8 +22,9 @@ from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph
 from onnxprune.layers import Layer, columns, layer_of, matrix, unmatrix
 from onnxprune.moments import seen_weight, spreads
-from onnxprune.refit import Fitter, Moments, Rows
+from onnxprune.refit import Fitter
 from onnxprune.select import PruningPlan
+from onnxprune.sums import Moments, Rows
 from onnxprune.survivors import Survivors
 from onnxprune.twin import twin_edits
 from onnxprune.types import AnyArray, BoolArray, Float64Array

@@ -29,7 +29,7 @@ ORDER = tuple(
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise through refit shown activations sites affine bases problem unfuse restore
+    stepwise through sums refit shown activations sites affine bases problem unfuse restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe
     drift verify
@@ -37,7 +37,7 @@ ORDER = tuple(
     estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
-    checks request pipeline studies
+    checks request restoring pipeline studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune.refit import Fitter, Moments, Rows, most_rows, sketched
+from onnxprune.refit import Fitter, most_rows, sketched
+from onnxprune.sums import Moments, Rows
 
 
 def drawn(rows: int, inputs: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, ...]:

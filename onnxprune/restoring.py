@@ -1,0 +1,84 @@
+"""Ways to make up for a cut without training, and which of them was taken."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from onnxprune.checks import Check
+from onnxprune.compensate import compensated
+from onnxprune.cost import stats
+from onnxprune.data import Data
+from onnxprune.errors import VerificationError
+from onnxprune.groups import DependencyGraph
+from onnxprune.pictures import pictures
+from onnxprune.planning import Judge
+from onnxprune.report.clock import Clock
+from onnxprune.restore import refit
+from onnxprune.rewrite import Surgery, operate
+from onnxprune.select import PruningPlan
+from onnxprune.types import Refitted
+
+_log = logging.getLogger(__name__)
+_GUESSED = (
+    "no BatchNormalization tells what the dropped channels carried: their means are those of "
+    "random inputs, of mean 0 and variance 1"
+)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The surgery with what was lost made up for.
+
+    Attributes:
+        how: As the recipe says it.
+        layers: What refitting did to each layer.
+        unseen: Pictures that nothing was fitted to, to measure on; None where there are none.
+        note: What a person should know of it.
+    """
+
+    surgery: Surgery
+    how: str
+    layers: tuple[Refitted, ...] = ()
+    unseen: Data | None = None
+    note: str = ""
+
+
+def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock) -> Restored:
+    """Make up for a cut without training.
+
+    Args:
+        plan: The cut.
+        surgery: What it made.
+        how: ``bias``, ``pictures`` or ``refit``; pictures that cannot be had, or do no better, are
+            biases.
+        check: The data, and the seed.
+        clock: Hears of every layer.
+    """
+    drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
+    if how == "bias" or (how == "pictures" and drawn is None):
+        told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
+        return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
+    fitted = check.data if drawn is None else drawn
+    assert fitted is not None
+    made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
+    restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
+    found = Restored(replace(surgery, model=made, restored=restored), how, layers)
+    if drawn is None:
+        return found
+    unseen = _pictures(plan.graph, check.seed + 1)
+    assert unseen is not None
+    judge = Judge(plan.graph, unseen)
+    shifted = operate(compensated(plan))
+    if judge.drift(shifted.model) < judge.drift(made):
+        return Restored(shifted, "bias", unseen=unseen)
+    return replace(found, unseen=unseen)
+
+
+def _pictures(graph: DependencyGraph, seed: int) -> Data | None:
+    """Pictures to fit to; None where the model takes none, or cannot be run on them."""
+    try:
+        return pictures(graph.graph, graph.stand_ins, stats(graph).macs, seed)
+    except VerificationError as error:
+        _log.info("no made-up pictures: %s", error)
+        return None
