@@ -18,6 +18,7 @@ from onnxprune.types import IntArray
 
 SCHEDULES = ("polynomial", "linear")
 _POWER = 3
+_MOST_STEPS = 100
 
 Chosen = tuple[PruningPlan, str, str]  # the plan, the method that ranked, and why that one
 
@@ -45,8 +46,9 @@ def shares(steps: int, schedule: str) -> list[float]:
     """
     if schedule not in SCHEDULES:
         raise UsageError(f"schedule is '{schedule}'", hint=f"give {' or '.join(SCHEDULES)}")
-    if steps < 1:
-        raise UsageError(f"steps is {steps}", hint="give 1 or more")
+    whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= _MOST_STEPS:
+        raise UsageError(f"steps is {steps}", hint=f"give 1 to {_MOST_STEPS}")
     power = 1 if schedule == "linear" else _POWER
     return [1 - (1 - number / steps) ** power for number in range(1, steps + 1)]
 

@@ -84,7 +84,7 @@ class _Walk:
     def run(self) -> Mapping[str, Spread]:
         for name in self.graph.inputs:
             shape = self.env.shape(name) or ()
-            if len(shape) > 2 and self.env.data_type(name) == 1:
+            if len(shape) > 1 and self.env.data_type(name) == 1:
                 ones = np.ones(shape[1])
                 self.found[name] = gaussian(0 * ones, ones, 1, name)
         for node in self.graph.nodes:

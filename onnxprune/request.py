@@ -38,7 +38,10 @@ class Mode:
 
     def __post_init__(self) -> None:
         if self.attention not in ("heads", "dims", "none"):
-            raise UsageError(f"attention is '{self.attention}'", hint="give heads, dims or none")
+            raise UsageError(
+                f"attention is '{self.attention}'",
+                hint="give heads, dims or none, to shrink also auto",
+            )
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
         clock: Hears of every layer.
     """
     drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
+    if how == "pictures" and drawn is None:
+        _log.warning("no pictures can be made up for this model: biases make up for the cut")
     if how == "bias" or (how == "pictures" and drawn is None):
         told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
         return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
@@ -71,6 +73,7 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
     judge = Judge(plan.graph, unseen)
     shifted = operate(compensated(plan))
     if judge.drift(shifted.model) < judge.drift(made):
+        _log.warning("on other made-up pictures biases alone do better than the refit: they stay")
         return Restored(shifted, "bias", unseen=unseen)
     return replace(found, unseen=unseen)
 

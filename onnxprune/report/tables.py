@@ -83,7 +83,7 @@ def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType
         after = sum(one.after for one in compared) / len(compared)
         line += f"; mean held-out error {before:.3g} → {after:.3g}"
     if drawn:
-        line += " (--data FILE.npz refits to what the model really sees)"
+        line += " (--restore refit --data FILE.npz fits to what it really sees)"
     yield _line(line)
     left = [one for one in report.restored if one not in compared]
     if left and not verbose:

@@ -23,6 +23,11 @@ RNG = np.random.default_rng(0)
 PHI = np.exp(-0.5 * 0.3**2) / np.sqrt(2 * np.pi)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 

@@ -84,7 +84,10 @@ def test_schedules_end_with_everything_gone() -> None:
         assert found[-1] == 1
 
 
-@pytest.mark.parametrize(("steps", "schedule"), [(0, "linear"), (3, "cosine")])
+@pytest.mark.parametrize(
+    ("steps", "schedule"),
+    [(0, "linear"), (101, "linear"), (2.5, "linear"), (True, "linear"), (3, "cosine")],
+)
 def test_no_such_schedule(steps: int, schedule: str) -> None:
     with pytest.raises(UsageError):
         shares(steps, schedule)
