@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxprune.graph import Graph, Node
 from onnxprune.moments import POINTWISE
@@ -14,6 +15,7 @@ from onnxprune.shown import shown_behind
 from onnxprune.types import AnyArray, Float32Array
 
 _POINTS = 8193  # 0 among them, where many activations bend
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _REACH = 64.0  # beyond this activations are taken to go on straight, as they all but do
 _MOST_NODES = 16  # of one activation; the longest way to write GELU takes 8
 
@@ -112,6 +114,8 @@ def _plain(graph: Graph, node: Node, inside: set[str]) -> bool:
     """Whether a node makes a number from those inside and fixed numbers alone."""
     if node.op_type not in POINTWISE or node.domain or len(node.outputs) != 1:
         return False
+    if node.op_type == "Cast" and node.int("to", 0) not in _FLOATS:
+        return False  # it rounds
     return all(name in inside or _number(graph, name) is not None for name in node.inputs if name)
 
 

@@ -202,9 +202,9 @@ def shrink(
         layers: tuple[Refitted, ...] = ()
         if restoring != "none":
             with clock.stage("restore"):
-                made_up = restored(plan, surgery, restoring, check, clock)
-            surgery, layers, restoring = made_up.surgery, made_up.layers, made_up.how
-            verdict = _measured(graph, surgery.model, verdict, check, clock, made_up)
+                recovered = restored(plan, surgery, restoring, check, clock)
+            surgery, layers, restoring = recovered.surgery, recovered.layers, recovered.how
+            verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         options = asked.options(method, restoring, plan.graph.tracer.attention)
         made, written = _with_recipe(surgery, original, options)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
@@ -366,12 +366,12 @@ def _measured(
     proved: Verdict,
     check: Check,
     clock: Clock,
-    made_up: Restored,
+    recovered: Restored,
 ) -> Verdict:
     """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
     if check.level == "none":
         return proved
-    data = check.data if check.data is not None else made_up.unseen
+    data = check.data if check.data is not None else recovered.unseen
     with clock.stage("verify"):
         found = run_checks(
             graph.graph.source,
@@ -385,10 +385,10 @@ def _measured(
         hint = _BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
-    if made_up.how == "refit" and found.drift:
+    if recovered.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
-    if made_up.note and made_up.surgery.restored:
-        notes = (*notes, made_up.note)
+    if recovered.note and recovered.surgery.restored:
+        notes = (*notes, recovered.note)
     return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
 
 

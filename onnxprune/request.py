@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxprune.alignment import steps
 from onnxprune.analyse import analyse_graph
-from onnxprune.compensate import compensated
+from onnxprune.checks import Check
 from onnxprune.curves import Allowance
 from onnxprune.data import Data
 from onnxprune.errors import TargetError, UsageError
@@ -20,11 +20,11 @@ from onnxprune.planning import Latency as Share
 from onnxprune.planning import Planner, Trial, Wish
 from onnxprune.recipe import Options, Recipe, replay
 from onnxprune.report.clock import Clock
-from onnxprune.restore import refit
+from onnxprune.restoring import restored
 from onnxprune.rewrite import operate
 from onnxprune.score import Scorer
 from onnxprune.select import PruningPlan
-from onnxprune.types import Latency, Shape
+from onnxprune.types import Latency, Limits, Shape
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
 
@@ -141,8 +141,10 @@ class Request:
             return self._step(graph, data, latency, step, clock)
 
         def left(plan: PruningPlan) -> DependencyGraph:
+            check = Check("none", Limits(), data, self.seed)
             with clock.stage("restore"):
-                return self._left(plan, data)
+                made = restored(plan, operate(plan), self.restoring(data), check, clock).surgery
+            return expanded(plan, made.model, made.restored)
 
         return in_steps(choose, left, self.steps, self.schedule)
 
@@ -175,16 +177,6 @@ class Request:
             planner = replace(planner, wish=wish)
         with clock.stage("select"):
             return planner.plan(values), values.method, values.why
-
-    def _left(self, plan: PruningPlan, data: Data | None) -> DependencyGraph:
-        """The analysis on what a step and its restoring leave of the weights."""
-        how = self.restoring(data)
-        if how != "refit":
-            surgery = operate(compensated(plan) if how == "bias" else plan)
-            return expanded(plan, surgery.model, surgery.restored)
-        assert data is not None
-        made, _, changed = refit(plan, operate(plan).model, data, seed=self.seed)
-        return expanded(plan, made, changed)
 
     def _may_cut_dims(self, graph: DependencyGraph, data: Data | None) -> bool:
         """Whether a refit can tell if heads should rather go whole or lose dimensions."""

@@ -50,11 +50,13 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
     Args:
         plan: The cut.
         surgery: What it made.
-        how: ``bias``, ``pictures`` or ``refit``; pictures that cannot be had, or do no better, are
-            biases.
+        how: ``none``, ``bias``, ``pictures`` or ``refit``; pictures that cannot be had, or do no
+            better, are biases.
         check: The data, and the seed.
         clock: Hears of every layer.
     """
+    if how == "none":
+        return Restored(surgery, how)
     drawn = _pictures(plan.graph, check.seed) if how == "pictures" else None
     if how == "pictures" and drawn is None:
         _log.warning("no pictures can be made up for this model: biases make up for the cut")
@@ -64,8 +66,8 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
     fitted = check.data if drawn is None else drawn
     assert fitted is not None
     made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
-    restored = tuple(dict.fromkeys((*surgery.restored, *changed)))
-    found = Restored(replace(surgery, model=made, restored=restored), how, layers)
+    names = tuple(dict.fromkeys((*surgery.restored, *changed)))
+    found = Restored(replace(surgery, model=made, restored=names), how, layers)
     if drawn is None:
         return found
     unseen = _pictures(plan.graph, check.seed + 1)

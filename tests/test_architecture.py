@@ -37,7 +37,7 @@ ORDER = tuple(
     estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
-    checks request restoring pipeline studies
+    checks restoring request pipeline studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )

@@ -154,7 +154,7 @@ def test_each_step_ranks_what_the_last_one_left() -> None:
 # ---------------------------------------------------------------------------------------- in shrink
 
 
-@pytest.mark.parametrize("restore", ["none", "bias", "refit"])
+@pytest.mark.parametrize("restore", ["none", "bias", "pictures", "refit"])
 def test_shrink_in_steps_is_exact_and_repeats_from_its_recipe(restore: str, tmp_path: Path) -> None:
     source = MODELS / "fashion_vgg.onnx"
     data = calibration(load(source)) if restore == "refit" else None

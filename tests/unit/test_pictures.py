@@ -108,7 +108,7 @@ def accuracy(model: Model) -> float:
 
 
 @pytest.mark.parametrize(
-    ("network", "plain", "fitted"), [("resnet", 0.45, 0.78), ("mobile", 0.45, 0.75)]
+    ("network", "plain", "fitted"), [("resnet", 0.35, 0.78), ("mobile", 0.45, 0.75)]
 )
 def test_a_refit_to_pictures_gives_most_of_a_cut_back(
     network: str, plain: float, fitted: float

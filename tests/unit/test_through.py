@@ -78,8 +78,9 @@ def test_gelu_of_five_nodes_is_one_activation() -> None:
         "y = Mul(t, line)",
         "y = Softmax(t)",
         "s = Softmax(t)\nr = Relu(t)\ny = Add(s, r)",
+        "i = Cast<to=7>(t)\ny = Cast<to=1>(i)",
     ],
-    ids=["sum with what mixes", "a number for each channel", "no function", "seen in two ways"],
+    ids=["sum with what mixes", "by channel", "no function", "seen in two ways", "rounded"],
 )
 def test_what_is_no_function_of_one_number_is_not_taken_for_one(body: str) -> None:
     weights = {"line": np.ones(4, np.float32)} if "line" in body else {}
