@@ -11,7 +11,7 @@ from onnxprune.ops.conv import surviving_groups
 from onnxprune.ops.elementwise import meet, parameter
 from onnxprune.ops.registry import Kept, repair, rule
 from onnxprune.ops.view import OpView, Value, collapse
-from onnxprune.types import IntArray, Shape
+from onnxprune.types import IntArray
 
 _CHANNEL = 1
 
@@ -76,9 +76,9 @@ def group_normalization(op: OpView) -> Iterator[Effect]:
 
 
 @repair("GroupNormalization")
-def groups_left(node: Node, before: Shape, kept: Kept) -> Mapping[str, int]:
+def groups_left(node: Node, kept: Kept) -> Mapping[str, int]:
     """Groups go whole."""
-    return surviving_groups(node, "num_groups", before, kept)
+    return surviving_groups(node, "num_groups", kept)
 
 
 @rule("LayerNormalization", "RMSNormalization")
