@@ -37,7 +37,7 @@ def gemm(op: OpView) -> Iterator[Effect]:
     """A·B + C with optional transposes; C broadcasts to the result."""
     a = _transposed(op.x, _order(op, 0))
     b = _transposed(op.need(1), _order(op, 1))
-    masked = _operand_mask(op, _order(op, 0))
+    masked = operand_mask(op, _order(op, 0))
     result = yield from contract(op, as_left(a, 3), as_right(b, 3), masked)
     made = Value(op.node.outputs[0], op.out_shape, [without(f, [1]) for f in result], False, None)
     bias = op.get(2)
@@ -58,7 +58,7 @@ def _matrices(op: OpView, order_a: _Order, order_b: _Order) -> Iterator[Effect]:
     yield from effects
     a = as_left(_transposed(first, order_a), rank)
     b = as_right(_transposed(second, order_b), rank)
-    result = yield from contract(op, a, b, _operand_mask(op, order_a))
+    result = yield from contract(op, a, b, operand_mask(op, order_a))
     drop = [rank - 2]  # K is summed over
     if op.x.rank == 1:
         drop.append(rank - 3)
@@ -174,7 +174,7 @@ def _pair(
     return []
 
 
-def _operand_mask(op: OpView, order: _Order) -> Masked:
+def operand_mask(op: OpView, order: _Order) -> Masked:
     """The first input, whose axes were put in another order and lifted."""
 
     def masked(f: IntArray) -> Iterator[Contracts]:

@@ -61,7 +61,8 @@ def test_depthwise_fused_conv_follows_with_its_group() -> None:
 
 def test_fused_gemm_reads_makes_and_adds_as_its_parts_would() -> None:
     text = """g (float[3,5] x) => (float[3,4] y) {
-        a = FusedGemm<activation="Relu", transB=1>(x, w1, b1)  y = FusedGemm<activation="Tanh">(a, w2)}"""
+        a = FusedGemm<activation="Relu", transB=1>(x, w1, b1)
+        y = FusedGemm<activation="Tanh">(a, w2)}"""
     found = in_microsoft_domain(model(text, w1=(8, 5), b1=(8,), w2=(8, 4)), "FusedGemm")
     assert_coupled(analyse(found), ("w1", 0), ("b1", 0), ("w2", 0))
     assert_exact(found)
