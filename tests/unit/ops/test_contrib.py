@@ -10,10 +10,15 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
+from onnxprune.data import random_data
 from onnxprune.io import Model
+from onnxprune.rewrite import operate
+from onnxprune.runtime import session
+from tests.oracle import plan_at
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,
+    assert_frozen,
     attribute,
     between_convs,
     between_matmuls,
@@ -29,6 +34,11 @@ def in_microsoft_domain(found: Model, *operators: str) -> Model:
             node.domain = "com.microsoft"
     found.proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     return found
+
+
+def run(found: Model) -> None:
+    for batch in random_data(found).probes:
+        session(found).run(batch)
 
 
 @pytest.mark.parametrize("operator", ["Gelu", "QuickGelu"])
@@ -132,3 +142,59 @@ def test_fused_matmul_with_a_stack_turned_to_its_first_axis_ties_the_matrices() 
     found = in_microsoft_domain(model(text, w1=(3, 8), w2=(8, 2, 4, 5)), "FusedMatMul")
     assert_coupled(analyse(found), ("w1", 1), ("w2", 0))
     assert_exact(found)
+
+
+def skipping(norm: str, *, sums: bool) -> Model:
+    """Width 8 from two MatMuls, a fused norm, and a MatMul that reads it and its sum."""
+    outputs = "n, , , s" if sums else "n"
+    text = f"""g (float[2,6,3] x) => (float[2,6,4] y) {{
+        a = MatMul(x, w1)  r = MatMul(x, w2)  {outputs} = {norm}
+        t = {"Add(n, s)" if sums else "Relu(n)"}
+        y = MatMul(t, w3)}}"""
+    weights = {"w1": (3, 8), "w2": (3, 8), "w3": (8, 4)}
+    found = model(text, **weights, g=(8,), b=(8,), bias=(8,))
+    return in_microsoft_domain(found, norm.partition("(")[0])
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "SkipLayerNormalization(a, r, g)",
+        "SkipLayerNormalization(a, r, g, b, bias)",
+        "SkipSimplifiedLayerNormalization(a, r, g, bias)",
+    ],
+)
+def test_sum_and_norm_in_one_keep_the_width_unless_asked(norm: str, sums: bool) -> None:
+    found = skipping(norm, sums=sums)
+    assert_frozen(
+        found, "w1", norm.partition("(")[0], "works over channels that a cut would change"
+    )
+    asked = analyse(found, allow_norm=True)
+    rides = [(name, 0) for name in ("g", "b", "bias") if f"{name}," in norm or f"{name})" in norm]
+    assert_coupled(asked, ("w1", 1), ("w2", 1), ("w3", 0), *rides)
+    plan = plan_at(asked, 0.5)
+    assert not asked.exact(plan.keep)
+    run(operate(plan).model)
+
+
+def test_simplified_norm_keeps_the_width_unless_asked() -> None:
+    text = """g (float[2,6,3] x) => (float[2,6,4] y) {
+        a = MatMul(x, w1)  n = SimplifiedLayerNormalization(a, g)  y = MatMul(n, w3)}"""
+    found = model(text, w1=(3, 8), w3=(8, 4), g=(8,))
+    assert_frozen(found, "w1", "SimplifiedLayerNormalization 'n'", "works over channels")
+    assert_coupled(analyse(found, allow_norm=True), ("w1", 1), ("g", 0), ("w3", 0))
+
+
+def test_norm_of_embeddings_keeps_their_width_unless_asked() -> None:
+    text = """g (int32[2,6] ids) => (float[2,6,4] y) {
+        n, mask, s = EmbedLayerNormalization(ids, kinds, words, places, types, g, b)
+        y = MatMul(n, w)}"""
+    tables = {"words": (9, 8), "places": (7, 8), "types": (2, 8)}
+    kinds = np.zeros((2, 6), np.int32)
+    found = model(text, **tables, g=(8,), b=(8,), w=(8, 4), kinds=kinds)
+    found = in_microsoft_domain(found, "EmbedLayerNormalization")
+    assert_frozen(found, "words", "EmbedLayerNormalization 'n'", "works over channels")
+    asked = analyse(found, allow_norm=True)
+    assert_coupled(asked, *((name, 1) for name in tables), ("g", 0), ("b", 0), ("w", 0))
+    run(operate(plan_at(asked, 0.5)).model)
