@@ -11,6 +11,7 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
 from onnxprune.io import Model
+from onnxprune.lossless import without_effect
 from tests.unit.ops.models import assert_exact, assert_frozen, attribute, halved, model
 
 _BATCH, _LENGTH, _WIDTH = 2, 6, 12
@@ -144,6 +145,13 @@ def test_multiply_accumulates_of_attention_are_those_of_its_two_products() -> No
     assert {layer.op_type: layer.macs for layer in counted if "Attention" in layer.op_type} == {
         "MultiHeadAttention": 2 * 4 * 6 * 6 * (4 + 6)
     }
+
+
+def test_queries_of_zeros_that_get_a_bias_are_not_without_effect() -> None:
+    wq = np.full((12, 16), 0.5, np.float32)
+    wq[:, ::4] = 0  # the first dimension of every head
+    found = projected(MHA.format(more=", b"), wq=wq, b=(48,))
+    assert without_effect(analyse(found, attention="dims")) == 0
 
 
 # -- one weight for queries, keys and values -------------------------------------------------------
