@@ -35,7 +35,7 @@ def packed_attention(op: OpView) -> Iterator[Effect]:
     q, k, v = (part_of(op, shown, heads, start, stop) for start, stop in _spans(sizes))
     for part in (q, k, v):
         yield from _biased(op, part.value, 2, part.span)
-    yield from _continued(op, k.value, v.value, op.get(4))
+    yield from _continued(op, q.value, k.value, v.value, op.get(4))
     if any(op.node.outputs[1:]):
         yield from op.freeze([k.value, v.value], "hands keys and values on in one tensor")
     if op.node.int("do_rotary", 0):
@@ -55,7 +55,7 @@ def multi_head_attention(op: OpView) -> Iterator[Effect]:
         yield from _biased(op, value, 3, slice(*span))
     if op.get(2) is None or op.need(2).rank == 4:
         yield from _alike(op, k.value, v.value)
-    yield from _continued(op, k.value, v.value, op.get(6))
+    yield from _continued(op, q.value, k.value, v.value, op.get(6))
     yield from op.freeze([op.get(4)], "is used as a mask")
     made = yield from _attend(op, q, k.value, v.value, op.get(5), _masks(op, q, 0, 3))
     _finish(op, made, v.value, k.value)
@@ -65,7 +65,7 @@ def multi_head_attention(op: OpView) -> Iterator[Effect]:
 def group_query_attention(op: OpView) -> Iterator[Effect]:
     """Heads of a group go together; keys and values have one size, a multiple of 8 or 16."""
     q, k, v = _parts(op, op.node.int("num_heads", 1))
-    yield from _continued(op, k.value, v.value, op.get(3))
+    yield from _continued(op, q.value, k.value, v.value, op.get(3))
     step, width, order = 8, 0, np.arange(q.value.shape[3])
     if op.node.int("do_rotary", 0):
         tables, interleaved = [op.need(7), op.need(8)], bool(op.node.int("rotary_interleaved", 0))
@@ -87,7 +87,7 @@ def group_query_attention(op: OpView) -> Iterator[Effect]:
 def attention(op: OpView) -> Iterator[Effect]:
     """As MultiHeadAttention, with queries in groups that share keys and values."""
     q, k, v = _parts(op, op.node.int("q_num_heads", 1))
-    yield from _continued(op, k.value, v.value, op.get(4))
+    yield from _continued(op, q.value, k.value, v.value, op.get(4))
     made = yield from _attend(op, q, k.value, v.value, op.get(3), _masks(op, q, 0))
     _finish(op, made, v.value, k.value)
 
@@ -158,11 +158,16 @@ def _biased(op: OpView, value: Value, position: int, span: slice) -> Iterator[Ef
         yield Tie(f, own)
 
 
-def _continued(op: OpView, keys: Value, values: Value, past: Value | None) -> Iterator[Effect]:
+def _continued(
+    op: OpView, queries: Value, keys: Value, values: Value, past: Value | None
+) -> Iterator[Effect]:
     """Keys and values that stand behind those of earlier calls have their sizes."""
-    if past is not None:
-        for value in (keys, values, past):
-            yield from op.freeze_fields(value.fields, "continues what stays", past.name)
+    if past is None:
+        return
+    alone = op.attention == "heads" and queries.shape[1] > keys.shape[1]
+    for value in (keys, values, past, *([] if alone else [queries])):
+        yield from op.freeze_fields(value.fields, "continues what stays", past.name)
+        value.fields = []
 
 
 def _alike(op: OpView, keys: Value, values: Value, width: int = 0) -> Iterator[Effect]:
@@ -190,18 +195,18 @@ def _attend(
     op: OpView, queries: Part, keys: Value, values: Value, bias: Value | None, masked: Masked
 ) -> Generator[Effect, None, _Made]:
     """Softmax(Q·Kᵀ + bias)·V, product by product."""
-    q = queries.value
+    q, times = queries.value, queries.value.shape[1] // keys.shape[1]
     found: list[IntArray] = []
-    if op.attention == "heads" and keys.shape[1] == 1 < q.shape[1]:
+    if op.attention == "heads" and times > 1 and (keys.shape[1] == 1 or not keys.fields):
         yield from op.freeze([keys, values], "lets every head read the same")
-        values = replace(values, fields=[])
-        for f in q.fields:
+        values = replace(values, shape=(1, 1, *values.shape[2:]), fields=[])
+        for f in q.on(1):
             head, effects = collapse(f, [3])
             yield from effects
             yield Heads(head)
+            yield Rows(head.reshape(-1, times), (0,), hard=True)
             found.append(head)
     else:
-        times = q.shape[1] // keys.shape[1]
         keys, values = _repeated(keys, times), _repeated(values, times)
         turned = moved(keys, [moves.Transpose((0, 1, 3, 2))])
         product = yield from contract(op, as_left(q, 5), as_right(turned, 5), masked)
@@ -273,18 +278,17 @@ def heads_of_queries_left(node: Node, kept: Kept) -> Mapping[str, Setting]:
     queries = "num_heads" if node.domain else "q_num_heads"
     heads = node.int(queries, 1)
     if len(shape) > 3:
-        after = kept.shape(name) or shape
-        left = {queries: after[2]} if len(shape) == 5 else {}
-        return settings(node, left, shape[-1], after[-1])
-    own = node.int("kv_num_heads", heads)
-    packed = len(node.inputs) < 2 or not node.inputs[1]
-    width = shape[-1] // (heads + 2 * own) * heads if packed else shape[-1]
-    number, size = heads_left(kept, name, heads, 0, width)
+        left = kept.shape(name) or shape
+        return settings(node, {queries: left[2]} if len(shape) == 5 else {}, shape[-1], left[-1])
+    own, key = node.int("kv_num_heads", heads), node.inputs[1] if node.inputs[1:] else ""
+    size = shape[-1] // (heads if key else heads + 2 * own)
+    width = heads * size
+    number, after = heads_left(kept, name, heads, 0, width)
     found: dict[str, Setting] = {queries: number}
     if node.has("kv_num_heads"):
-        # One for all stays one, else groups go whole.
-        found["kv_num_heads"] = own if own == 1 else own * number // heads
-    return settings(node, found, width // heads, size)
+        span = (0, None) if key else (width, width + own * size)
+        found["kv_num_heads"] = heads_left(kept, key or name, own, *span)[0]
+    return settings(node, found, size, after)
 
 
 @macs("Attention", domain=_MS)

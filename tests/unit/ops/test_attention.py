@@ -12,6 +12,8 @@ from onnxprune.analyse import analyse
 from onnxprune.cost import stats
 from onnxprune.io import Model
 from onnxprune.lossless import without_effect
+from onnxprune.rewrite import operate
+from tests.oracle import plan_at
 from tests.unit.ops.models import assert_exact, assert_frozen, attribute, halved, model
 
 _BATCH, _LENGTH, _WIDTH = 2, 6, 12
@@ -294,6 +296,30 @@ def test_heads_that_all_read_one_key_go_one_by_one() -> None:
     for mode in ("heads", "dims"):
         assert_exact(found, attention=mode)
     assert "lets every head read the same" in str(analyse(found))
+
+
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+def test_query_heads_of_every_group_go_alike_where_a_past_keeps_keys(mode: str) -> None:
+    text = """g (float[2,1,12] x, float[2,2,5,16] past_k, float[2,2,5,16] past_v) =>
+        (float[2,1,5] y, float[2,2,t,16] pk, float[2,2,t,16] pv) {
+        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+        o, pk, pv = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=2, do_rotary=1>(
+            q, k, v, past_k, past_v, lengths, total, cos, sin)
+        y = MatMul(o, wo)}"""
+    weights = {"wq": (12, 96), "wk": (12, 32), "wv": (12, 32), "wo": (96, 5)}
+    lengths = {"lengths": np.array([5, 5], np.int32), "total": np.array(6, np.int32)}
+    found = model(text, **weights, **lengths, cos=(9, 8), sin=(9, 8))
+    found.proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    graph = analyse(found, attention=mode)
+    assert "GroupQueryAttention 'o' continues what stays (tensor 'past_k')" in str(graph)
+    if mode == "dims":
+        assert not graph.prunable
+        return
+    assert [[len(cell) for cell in group.cells] for group in graph.prunable] == [[3, 3]]
+    plan = plan_at(graph, 0.34)
+    left = {node.output[0]: node for node in operate(plan).model.proto.graph.node}["o"]
+    assert [attribute(left, name) for name in ("num_heads", "kv_num_heads")] == [4, 2]
+    assert_exact(found)
 
 
 def test_multiply_accumulates_of_grouped_attention_are_those_of_all_query_heads() -> None:
