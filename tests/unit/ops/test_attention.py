@@ -13,7 +13,7 @@ from onnxprune.cost import stats
 from onnxprune.io import Model
 from onnxprune.lossless import without_effect
 from onnxprune.rewrite import operate
-from tests.oracle import plan_at
+from tests.oracle import assert_rewrites, plan_at
 from tests.unit.ops.models import assert_exact, assert_frozen, attribute, halved, model
 
 _BATCH, _LENGTH, _WIDTH = 2, 6, 12
@@ -116,6 +116,30 @@ def test_keys_and_values_by_head_keep_one_size() -> None:
     assert len(dims.balance_sets) == 1
     for mode in ("heads", "dims"):
         assert_exact(found, attention=mode)
+
+
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+@pytest.mark.parametrize("stacked", [3, 2])
+def test_queries_keys_and_values_in_one_tensor_are_cut_where_they_lie(
+    stacked: int, mode: str
+) -> None:
+    """ONNX Runtime takes them on GPUs only, so that nothing here can run the model."""
+    given = "p, , , b" if stacked == 3 else "q, p"
+    text = f"""g (float[2,6,12] x) => (float[2,6,5] y) <float[2,6,16] o> {{
+        q = MatMul(x, wq)  p0 = MatMul(x, w)  p = Reshape(p0, s)
+        o = com.microsoft.MultiHeadAttention<num_heads=4>({given})  y = MatMul(o, wo)}}"""
+    split = np.array([0, 0, 4, stacked, 4])
+    weights = {"wq": (12, 16), "w": (12, 16 * stacked), "b": (48,), "wo": (16, 5)}
+    found = model(text, **weights, s=split)
+    found.proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    surgery = assert_rewrites(found, plan_at(analyse(found, attention=mode), 0.5))
+    left = {name: weight.shape for name, weight in surgery.model.weights().items()}
+    assert (left["w"], left["wo"]) == ((12, 8 * stacked), (8, 5))
+    shape = surgery.model.weights()["s"].read().tolist()
+    assert shape == ([0, 0, 2, stacked, 4] if mode == "heads" else [0, 0, 4, stacked, 2])
+    masks = [mask.shape for mask in surgery.masks]
+    queries = [(1, 1, 4, 3, 4), (48,)] if stacked == 3 else [(1, 1, 16)]
+    assert masks == ([] if mode == "heads" else queries)
 
 
 def test_attention_none_keeps_queries_and_keys_of_a_fused_operator() -> None:
