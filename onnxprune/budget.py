@@ -52,7 +52,7 @@ class Budget:
         self._multiplying = [
             node
             for node in graph.graph.nodes
-            if macs_of(node.op_type) is not None and node.key not in graph.graph.derived
+            if macs_of(node) is not None and node.key not in graph.graph.derived
         ]
         self._parameters = parameters_by_name(graph.graph.model)
 
@@ -70,7 +70,7 @@ class Budget:
         macs = 0
         for node in self._multiplying:
             view = movement_view(node, shapes)  # type: ignore[arg-type]  # asks for shapes only
-            count = macs_of(node.op_type)
+            count = macs_of(node)
             macs += count(view) if view is not None and count is not None else 0
         params, stored = self._stored(found)
         return Bill(params, macs, stored)

@@ -195,6 +195,6 @@ def _parameters_of(graph: Graph, node: Node) -> Iterator[int]:
 
 
 def _macs(node: Node, env: Environment) -> int:
-    count = macs_of(node.op_type)
+    count = macs_of(node)
     view = movement_view(node, env) if count is not None else None
     return count(view) if count is not None and view is not None else 0

@@ -53,7 +53,11 @@ def compress(field: IntArray, classes: IntArray) -> IntArray | None:
     Returns:
         The field of classes, or None where every element is kept for ever (class 0).
     """
-    labels = classes[np.abs(field)]
+    return narrow(classes[np.abs(field)])
+
+
+def narrow(labels: IntArray) -> IntArray | None:
+    """A field of classes without the axes along which they do not change; None if all are 0."""
     for axis in varying(labels):
         head = first(labels, (axis,))
         if bool((labels == head).all()):

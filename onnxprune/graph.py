@@ -65,6 +65,19 @@ class Node:
         attribute = self.attributes.get(name)
         return None if attribute is None else tuple(attribute.ints)
 
+    def float(self, name: str, default: builtins.float) -> builtins.float:
+        """A number attribute."""
+        attribute = self.attributes.get(name)
+        return default if attribute is None else builtins.float(attribute.f)
+
+    def setting(self, name: str) -> builtins.int | builtins.float | tuple[builtins.int, ...] | None:
+        """An attribute of one or several numbers, None where it is absent."""
+        attribute = self.attributes.get(name)
+        if attribute is None:
+            return None
+        value = onnx.helper.get_attribute_value(attribute)
+        return tuple(value) if isinstance(value, list) else value
+
     def string(self, name: str, default: str) -> str:
         """A string attribute."""
         attribute = self.attributes.get(name)

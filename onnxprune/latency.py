@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnxprune.extents import CONVOLUTIONS, PRODUCTS, Extents, Layer, extents_of, layer_of
 from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph, random_keep
-from onnxprune.ops.registry import repair_of
+from onnxprune.ops.conv import surviving_groups
 from onnxprune.runtime import Kernel, profile
 from onnxprune.staircase import Staircase, fit
 from onnxprune.survivors import DeadSlots, Survivors
@@ -296,12 +296,10 @@ class _Shapes:
     def _grouped(self, node: Node) -> Extents | None:
         """Extents where filters are cut group by group, which their own shape does not show."""
         x, y = self.of(node.inputs[0]), self.of(node.outputs[0])
-        before, repair = self.trace.env.shape(node.inputs[0]), repair_of(node.op_type)
-        if not x or not y or not before or repair is None:
+        if not x or not y:
             return None
-        groups = node.int("group", 1)
-        if self.survivors.cut(node.inputs[0]):
-            groups = repair(node, before, self.survivors).get("group", groups)
+        left = surviving_groups(node, "group", self.survivors)
+        groups = left.get("group", node.int("group", 1))
         return groups, max(1, x[1] // groups), max(1, y[1] // groups)
 
 

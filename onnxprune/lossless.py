@@ -30,6 +30,7 @@ from onnxprune.types import (
     IntArray,
 )
 
+_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 # What it takes to remove a channel: it is gone already … it cannot be removed.
 _GONE, _FREE, _ABSORBED, _GATHERED, _NEEDED = range(5)
 
@@ -147,7 +148,9 @@ class _Search:
         for contraction in self.trace.contractions:
             effect = contraction.effect
             labels = -self.table.classes(effect.field).reshape(-1)
-            zero = [self._zero_labels(name) for name in contraction.node.inputs[:2]]
+            plain = contraction.node.op_type in _PRODUCTS  # others may add to what they are given
+            operands = contraction.node.inputs[:2] if plain else ()
+            zero = [np.zeros(0, np.int64), *(self._zero_labels(name) for name in operands)]
             found.append(np.setdiff1d(labels, np.concatenate(zero)))
         for site in self.sites:
             if site.node.outputs[0] in self.bounds.wild:

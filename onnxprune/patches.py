@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph
+from onnxprune.ops.registry import Setting
 from onnxprune.record import Change
 from onnxprune.shapefix import Patch
 from onnxprune.survivors import Survivors
@@ -119,19 +120,14 @@ class Patcher:
         self.emitter.constants[name] = ConstantEdit(new.shape, lambda _: new, key)
 
 
-def set_int(node: onnx.NodeProto, name: str, value: int) -> None:
-    """Set an integer attribute, adding it where it is missing."""
+def set_attribute(node: onnx.NodeProto, name: str, value: Setting | Sequence[int]) -> None:
+    """Set an attribute, adding it where it is missing."""
+    made = helper.make_attribute(name, value)
     for attribute in node.attribute:
         if attribute.name == name:
-            attribute.i = value
+            attribute.CopyFrom(made)
             return
-    node.attribute.append(helper.make_attribute(name, value))
-
-
-def set_ints(node: onnx.NodeProto, name: str, values: Sequence[int]) -> None:
-    """Set a list attribute, adding it where it is missing."""
-    drop_attribute(node, name)
-    node.attribute.append(helper.make_attribute(name, list(values)))
+    node.attribute.append(made)
 
 
 def drop_attribute(node: onnx.NodeProto, name: str) -> None:

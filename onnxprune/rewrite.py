@@ -11,7 +11,7 @@ from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.io import Model
 from onnxprune.ops.registry import repair_of
-from onnxprune.patches import set_int
+from onnxprune.patches import set_attribute
 from onnxprune.record import Change, Copy, Mask, Removed, dead_births, removed_entries
 from onnxprune.select import PruningPlan
 from onnxprune.selections import SelectionWriter
@@ -123,15 +123,15 @@ class _Surgeon:
 
     def _repair_attributes(self) -> None:
         for node in self.graph.nodes:
-            repair = repair_of(node.op_type)
-            if repair is None or not self.first.cut(node.inputs[0]):
+            repair = repair_of(node)
+            if repair is None or not any(self.first.cut(name) for name in node.inputs if name):
                 continue
-            before = self.first.trace.env.shape(node.inputs[0]) or ()
-            for name, value in repair(node, before, self.first).items():
-                if value != node.int(name, 1):
-                    set_int(self.emitter.node(node), name, value)
+            for name, value in repair(node, self.first).items():
+                before = node.setting(name)
+                if value != before:
+                    set_attribute(self.emitter.node(node), name, value)
                     what = {"node": node.key, "attribute": name}
-                    self.writer.changes.append(Change(what, node.int(name, 1), value))
+                    self.writer.changes.append(Change(what, before, value))
 
     def _dims(self) -> None:
         """New extents of every tensor that was cut, for value_info."""

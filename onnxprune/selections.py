@@ -9,7 +9,7 @@ from onnx import helper
 
 from onnxprune import moves
 from onnxprune.graph import Node
-from onnxprune.patches import Patcher, drop_attribute, set_ints
+from onnxprune.patches import Patcher, drop_attribute, set_attribute
 from onnxprune.record import Change
 from onnxprune.runs import Run
 from onnxprune.shapefix import Patch, Ranges, slice_axes
@@ -38,7 +38,7 @@ class SelectionWriter(Patcher):
             return  # equal parts stay equal parts
         array = np.asarray(sizes, np.int64)
         if node.since < 13:
-            set_ints(self.emitter.node(node), "split", sizes)
+            set_attribute(self.emitter.node(node), "split", sizes)
             self.changes.append(Change({"node": node.key, "attribute": "split"}, had, sizes))
         elif given in self.graph.constants and self.graph.constants[given].pinned is None:
             old = self.first.trace.env.values[given]
@@ -103,7 +103,7 @@ class SelectionWriter(Patcher):
                 self.add_patch(Patch(node, position, literal, mask))
                 continue
             new = np.where(mask, literal, old)
-            set_ints(self.emitter.node(node), name, new.tolist())
+            set_attribute(self.emitter.node(node), name, new.tolist())
             self.changed({"node": node.key, "attribute": name}, old, new)
 
     def _gather(self, ranges: Ranges) -> None:
@@ -133,7 +133,7 @@ class SelectionWriter(Patcher):
         axes = [axis for axis, size in enumerate(before) if size == 1]
         proto = self.emitter.node(node)
         if node.since < 13:
-            set_ints(proto, "axes", axes)
+            set_attribute(proto, "axes", axes)
         else:
             del proto.input[1:]
             proto.input.append(self.emitter.literal(f"{node.key}_axes", np.asarray(axes, np.int64)))

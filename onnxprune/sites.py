@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from onnxprune.graph import Graph, Node
@@ -91,6 +92,12 @@ class _Walk:
         self.survivors = survivors
         self.env: Environment = survivors.trace.env
         self.folded: set[int] = set()  # norms that a layer in front of them is fitted with
+        trace, dead = survivors.trace, survivors.dead
+        self.narrowed = {  # products of two activations over less
+            contraction.node.key
+            for contraction in trace.contractions
+            if dead.of(trace.classes[np.abs(contraction.effect.field)]).any()
+        }
 
     def run(self) -> Iterator[Site | Unfit]:
         moved = self._moved()
@@ -112,7 +119,7 @@ class _Walk:
         """What a node is to refitting; None where it is no layer or nothing of it moved."""
         if node.op_type == "BatchNormalization":
             return self._norm(node) if node.index in moved else None
-        if node.op_type in _OTHERS and node.index in moved:
+        if self._sums(node) and node.index in moved:
             return Unfit(node, f"{node.op_type} is no plain product")
         if node.index in moved and _holds_layers(node.proto):
             return Unfit(node, "the layers inside of it are not refitted")
@@ -145,12 +152,18 @@ class _Walk:
             lost = any(name and cut(name) and name not in self.work.constants
                        for name in node.inputs)  # fmt: skip
             sums = lost and not all(cut(name) for name in node.outputs if name)
-            reads = sums or (lost and (node.op_type in _OTHERS or self._narrower(node)))
-            reads = reads or node.key in self.also
+            reads = sums or (lost and (self._sums(node) or self._narrower(node)))
+            reads = reads or node.key in self.also or node.key in self.narrowed
             if reads or names.intersection((*node.inputs, *node.captures)):
                 moved.add(node.index)
                 names.update(name for name in node.outputs if name)
         return moved
+
+    def _sums(self, node: Node) -> bool:
+        """Whether an operator that is no plain layer sums over channels with weights."""
+        weightless = node.op_type == "Attention" and not node.domain
+        weighted = not weightless and any(name in self.work.derived for name in node.inputs)
+        return node.op_type in _OTHERS and weighted
 
     def _narrower(self, node: Node) -> bool:
         """Whether a node sums over an axis that was cut."""

@@ -93,6 +93,10 @@ class Survivors:
         """
         return fields.alive_along(self.masks(name), axis)
 
+    def before(self, name: str) -> Shape:
+        """Shape of a tensor before the cut, () where it is not known."""
+        return self.trace.env.shape(name) or ()
+
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor after the cut, None where it is not known."""
         shape = self.trace.env.shape(name)

@@ -1,6 +1,7 @@
 """One short rule for each operator. Importing this package registers them all."""
 
 from onnxprune.ops import (
+    attention,
     contrib,
     conv,
     elementwise,
@@ -11,9 +12,11 @@ from onnxprune.ops import (
     plain,
     pool,
     reduce,
+    rotary,
 )
 
 __all__ = [
+    "attention",
     "contrib",
     "conv",
     "elementwise",
@@ -24,4 +27,5 @@ __all__ = [
     "plain",
     "pool",
     "reduce",
+    "rotary",
 ]

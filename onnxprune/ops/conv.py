@@ -12,7 +12,7 @@ from onnxprune.graph import Node
 from onnxprune.ops.elementwise import parameter
 from onnxprune.ops.registry import Kept, macs, repair, rule
 from onnxprune.ops.view import OpView, Value, axis_slots, collapse
-from onnxprune.types import IntArray, Shape
+from onnxprune.types import IntArray
 
 _CHANNEL = 1
 
@@ -188,13 +188,14 @@ def _finish(op: OpView, made: IntArray) -> Iterator[Effect]:
     op.out([f, *op.x.off(range(1, op.x.rank))])
 
 
-@repair("Conv", "ConvTranspose", "FusedConv")
-def groups_left(node: Node, before: Shape, kept: Kept) -> Mapping[str, int]:
+@repair("Conv", "ConvTranspose")
+@repair("FusedConv", domain="com.microsoft")
+def groups_left(node: Node, kept: Kept) -> Mapping[str, int]:
     """Depthwise keeps one group for each channel; otherwise whole groups may have gone."""
-    return surviving_groups(node, "group", before, kept)
+    return surviving_groups(node, "group", kept)
 
 
-def surviving_groups(node: Node, name: str, before: Shape, kept: Kept) -> Mapping[str, int]:
+def surviving_groups(node: Node, name: str, kept: Kept) -> Mapping[str, int]:
     """The number of groups of channels in which something is left."""
     group = node.int(name, 1)
     alive = kept.alive(node.inputs[0], _CHANNEL)
@@ -203,7 +204,8 @@ def surviving_groups(node: Node, name: str, before: Shape, kept: Kept) -> Mappin
     return {name: int(alive.reshape(group, -1).any(axis=1).sum())}
 
 
-@macs("Conv", "FusedConv")
+@macs("Conv")
+@macs("FusedConv", domain="com.microsoft")
 def conv_macs(op: OpView) -> int:
     """Output elements times weights read for each."""
     return int(np.prod(op.out_shape)) * int(np.prod(op.need(1).shape[1:]))

@@ -36,15 +36,16 @@ def unary(op: OpView) -> Iterator[Effect]:
 def broadcast(op: OpView) -> Iterator[Effect]:
     """Operands meet element by element: fields tie, constants are cut with the data."""
     rank = len(op.out_shape)
-    operands = [_lifted(value, rank) for value in op.present]
+    operands = [lifted(value, rank) for value in op.present]
     found = yield from meet(op, operands)
     op.out(found)
 
 
-def _lifted(value: Value, rank: int) -> Value:
-    lifted = [fields.lift(f, rank) for f in value.fields]
+def lifted(value: Value, rank: int) -> Value:
+    """A value with axes of size 1 in front, as numpy broadcasts it."""
+    found = [fields.lift(f, rank) for f in value.fields]
     shape = fields.lift_shape(value.shape, rank)
-    return Value(value.name, shape, lifted, value.derived, value.array)
+    return Value(value.name, shape, found, value.derived, value.array)
 
 
 def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntArray]]:

@@ -1,13 +1,15 @@
-"""Concat: channels of several tensors side by side."""
+"""Concat and TensorScatter: several tensors become one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune import fields
 from onnxprune.effects import Effect, Tie
+from onnxprune.ops.elementwise import meet
 from onnxprune.ops.registry import rule
 from onnxprune.ops.view import OpView, Value, axis_slots
 from onnxprune.types import IntArray
@@ -81,3 +83,15 @@ def _tie_constant(op: OpView, f: IntArray, constant: Value) -> Iterator[Effect]:
             yield Tie(f, elements)
             return
     yield from op.freeze_fields([f], "is joined to a constant that stays", constant.name)
+
+
+@rule("TensorScatter")
+def tensor_scatter(op: OpView) -> Iterator[Effect]:
+    """Overwrites a part of a cache along one axis; on other axes both tie."""
+    axis = op.axis("axis", -2, op.x.rank)
+    yield from op.freeze([op.get(2)], "is used as an index")
+    operands = []
+    for value in (op.x, op.need(1)):
+        yield from op.freeze_fields(value.on(axis), "is written into in part", value.name)
+        operands.append(replace(value, fields=value.off([axis])))
+    op.out((yield from meet(op, operands)))

@@ -1,8 +1,8 @@
-"""Gemm and MatMul: products over one contracted axis."""
+"""Gemm and MatMul, plain and fused: products over one contracted axis."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,32 +14,32 @@ from onnxprune.ops.registry import macs, rule
 from onnxprune.ops.view import OpView, Value, collapse
 from onnxprune.types import IntArray, Shape
 
+_Order = tuple[int, ...] | None
+# Where a twin masks what a field of the left operand labels.
+Masked = Callable[[IntArray], Iterator[Contracts]]
+
 
 @rule("MatMul")
 def matmul(op: OpView) -> Iterator[Effect]:
     """Contracts the last axis of A with the last but one of B; batch axes meet."""
-    rank = max(op.x.rank, op.need(1).rank, 2) + 1  # batch…, M, K, N
-    first, effects = _batched(op, op.x)
-    yield from effects
-    second, effects = _batched(op, op.need(1))
-    yield from effects
-    a, b = _left(first, rank), _right(second, rank)
-    result = yield from contract(op, a, b)
-    drop = [rank - 2]  # K is summed over
-    if op.x.rank == 1:
-        drop.append(rank - 3)
-    if op.need(1).rank == 1:
-        drop.append(rank - 1)
-    op.out([_without(f, drop) for f in result])
+    yield from _matrices(op, None, None)
+
+
+@rule("FusedMatMul", domain="com.microsoft")
+def fused_matmul(op: OpView) -> Iterator[Effect]:
+    """MatMul whose operands may be transposed, in their last two axes or the first with them."""
+    yield from _matrices(op, _order(op, 0), _order(op, 1))
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain="com.microsoft")
 def gemm(op: OpView) -> Iterator[Effect]:
     """A·B + C with optional transposes; C broadcasts to the result."""
-    a = _transposed(op.x) if op.node.int("transA", 0) else op.x
-    b = _transposed(op.need(1)) if op.node.int("transB", 0) else op.need(1)
-    result = yield from contract(op, _left(a, 3), _right(b, 3))
-    made = Value(op.node.outputs[0], op.out_shape, [_without(f, [1]) for f in result], False, None)
+    a = _transposed(op.x, _order(op, 0))
+    b = _transposed(op.need(1), _order(op, 1))
+    masked = operand_mask(op, _order(op, 0))
+    result = yield from contract(op, as_left(a, 3), as_right(b, 3), masked)
+    made = Value(op.node.outputs[0], op.out_shape, [without(f, [1]) for f in result], False, None)
     bias = op.get(2)
     if bias is None:
         op.out(made.fields)
@@ -49,8 +49,41 @@ def gemm(op: OpView) -> Iterator[Effect]:
     op.out(found)
 
 
-def contract(op: OpView, a: Value, b: Value) -> Generator[Effect, None, list[IntArray]]:
+def _matrices(op: OpView, order_a: _Order, order_b: _Order) -> Iterator[Effect]:
+    """A product of two stacks of matrices, each with its axes in another order first."""
+    rank = max(op.x.rank, op.need(1).rank, 2) + 1  # batch…, M, K, N
+    first, effects = _batched(op, op.x)
+    yield from effects
+    second, effects = _batched(op, op.need(1))
+    yield from effects
+    a = as_left(_transposed(first, order_a), rank)
+    b = as_right(_transposed(second, order_b), rank)
+    result = yield from contract(op, a, b, operand_mask(op, order_a))
+    drop = [rank - 2]  # K is summed over
+    if op.x.rank == 1:
+        drop.append(rank - 3)
+    if op.need(1).rank == 1:
+        drop.append(rank - 1)
+    op.out([without(f, drop) for f in result])
+
+
+def _order(op: OpView, position: int) -> _Order:
+    """Axes of an operand in the order in which it is multiplied, None where that is its own."""
+    side, rank = "AB"[position], op.need(position).rank
+    order = list(range(rank))
+    if rank > 1 and op.node.int(f"transBatch{side}", 0):
+        order.insert(rank - 2, order.pop(0))
+    if rank > 1 and op.node.int(f"trans{side}", 0):
+        order[-2:] = order[:-3:-1]
+    return None if order == sorted(order) else tuple(order)
+
+
+def contract(
+    op: OpView, a: Value, b: Value, masked: Masked
+) -> Generator[Effect, None, list[IntArray]]:
     """Common part of all products: operands with axes (batch…, M, K, N), 1 where they lack one.
+
+    ``masked`` tells where a twin masks a field of the left operand that no weight reads.
 
     Returns the result's fields with the axis K still there, size 1.
     """
@@ -63,7 +96,7 @@ def contract(op: OpView, a: Value, b: Value) -> Generator[Effect, None, list[Int
     rows_left: list[IntArray] = []
     rows_right: list[IntArray] = []
     if len(left) == 1 and len(right) == 1:
-        passed += yield from _pair(op, a, b, left[0], right[0])
+        passed += yield from _pair(op, a, b, (left[0], right[0]), masked)
     else:
         rows_left = yield from _alone(op, a, k, left)
         rows_right = yield from _alone(op, b, k, right)
@@ -83,7 +116,8 @@ def contract(op: OpView, a: Value, b: Value) -> Generator[Effect, None, list[Int
 def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
     """A weight with batch axes: every batch entry slices its own rows and columns."""
     batch = [axis for axis in range(value.rank - 2) if value.shape[axis] > 1]
-    if not value.derived or len(batch) != 1:
+    moved = op.node.int("transBatchA", 0) or op.node.int("transBatchB", 0)
+    if not value.derived or len(batch) != 1 or moved:
         return value, []
     kept = value.off([value.rank - 2, value.rank - 1])
     effects: list[Effect] = []
@@ -112,9 +146,10 @@ def _contracted(value: Value, k: int, free: int) -> tuple[list[IntArray], list[E
 
 
 def _pair(
-    op: OpView, a: Value, b: Value, left: IntArray, right: IntArray
+    op: OpView, a: Value, b: Value, pair: tuple[IntArray, IntArray], masked: Masked
 ) -> Generator[Effect, None, list[IntArray]]:
     k = a.rank - 2
+    left, right = pair
     if a.derived or b.derived:
         yield Tie(left, right)
         if a.derived != b.derived:
@@ -123,7 +158,7 @@ def _pair(
     batch = [axis for axis in range(k - 1) if left.shape[axis] > 1 or right.shape[axis] > 1]
     if not batch:
         yield Tie(left, right)
-        yield Contracts(_operand_field(op, left), 0, op.x.shape)
+        yield from masked(left)
         return []
     if op.attention == "none":
         yield from op.freeze_fields([left], "is attention, which --attention none keeps", a.name)
@@ -140,7 +175,7 @@ def _pair(
         return [row_left if row_left.size >= row_right.size else row_right]
     yield Tie(left, right)
     yield Rows(left, tuple(batch), hard=True)
-    yield Contracts(_operand_field(op, left), 0, op.x.shape)
+    yield from masked(left)
     return []
 
 
@@ -160,11 +195,16 @@ def _alone(
     return rows
 
 
-def _operand_field(op: OpView, f: IntArray) -> IntArray:
-    """A field of the lifted left operand, back in the operand's own rank."""
-    squeezed = _without(f, [f.ndim - 1])
-    squeezed = squeezed.reshape(squeezed.shape[squeezed.ndim - op.x.rank :])
-    return squeezed.T if op.node.op_type == "Gemm" and op.node.int("transA", 0) else squeezed
+def operand_mask(op: OpView, order: _Order) -> Masked:
+    """The first input, whose axes were put in another order and lifted."""
+
+    def masked(f: IntArray) -> Iterator[Contracts]:
+        squeezed = without(f, [f.ndim - 1])
+        squeezed = squeezed.reshape(squeezed.shape[squeezed.ndim - op.x.rank :])
+        own = squeezed if order is None else squeezed.transpose(np.argsort(order))
+        yield Contracts(own, 0, op.x.shape)
+
+    return masked
 
 
 def _meet_batch(
@@ -202,14 +242,14 @@ def _meet_batch(
     return False
 
 
-def _left(value: Value, rank: int) -> Value:
-    """(…, M, K) as (batch…, M, K, 1)."""
+def as_left(value: Value, rank: int) -> Value:
+    """A first operand (…, M, K) as (batch…, M, K, 1)."""
     shape = value.shape if value.rank > 1 else (1, *value.shape)
     return _reshaped(value, (1,) * (rank - 1 - len(shape)) + shape + (1,))
 
 
-def _right(value: Value, rank: int) -> Value:
-    """(…, K, N) as (batch…, 1, K, N)."""
+def as_right(value: Value, rank: int) -> Value:
+    """A second operand (…, K, N) as (batch…, 1, K, N)."""
     shape = value.shape if value.rank > 1 else (*value.shape, 1)
     batch = (1,) * (rank - 1 - len(shape)) + shape[:-2]
     return _reshaped(value, (*batch, 1, *shape[-2:]))
@@ -221,21 +261,28 @@ def _reshaped(value: Value, shape: Shape) -> Value:
     return replace(value, shape=shape, fields=moved)
 
 
-def _transposed(value: Value) -> Value:
-    return replace(value, shape=value.shape[::-1], fields=[f.T for f in value.fields])
+def _transposed(value: Value, order: _Order) -> Value:
+    if order is None:
+        return value
+    shape = tuple(value.shape[axis] for axis in order)
+    return replace(value, shape=shape, fields=[f.transpose(order) for f in value.fields])
 
 
-def _without(f: IntArray, axes: list[int]) -> IntArray:
+def without(f: IntArray, axes: list[int]) -> IntArray:
+    """A field without some axes, which have size 1."""
     return f.reshape([size for axis, size in enumerate(f.shape) if axis not in axes])
 
 
 @macs("MatMul")
+@macs("FusedMatMul", domain="com.microsoft")
 def matmul_macs(op: OpView) -> int:
     """Elements of the result times the contracted length."""
-    return int(np.prod(op.out_shape)) * op.x.shape[-1]
+    order = _order(op, 0)
+    return int(np.prod(op.out_shape)) * op.x.shape[order[-1] if order else -1]
 
 
 @macs("Gemm")
+@macs("FusedGemm", domain="com.microsoft")
 def gemm_macs(op: OpView) -> int:
     """M · N · K."""
     return int(np.prod(op.out_shape)) * op.x.shape[0 if op.node.int("transA", 0) else 1]

@@ -8,10 +8,10 @@ from onnxprune import fields
 from onnxprune.effects import Effect, Freeze, Inexact, Rows, Tie
 from onnxprune.graph import Node
 from onnxprune.ops.conv import surviving_groups
-from onnxprune.ops.elementwise import meet, parameter
+from onnxprune.ops.elementwise import lifted, meet, parameter
 from onnxprune.ops.registry import Kept, repair, rule
 from onnxprune.ops.view import OpView, Value, collapse
-from onnxprune.types import IntArray, Shape
+from onnxprune.types import IntArray
 
 _CHANNEL = 1
 
@@ -76,25 +76,27 @@ def group_normalization(op: OpView) -> Iterator[Effect]:
 
 
 @repair("GroupNormalization")
-def groups_left(node: Node, before: Shape, kept: Kept) -> Mapping[str, int]:
+def groups_left(node: Node, kept: Kept) -> Mapping[str, int]:
     """Groups go whole."""
-    return surviving_groups(node, "num_groups", before, kept)
+    return surviving_groups(node, "num_groups", kept)
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_normalization(op: OpView) -> Iterator[Effect]:
     """Statistics over the last axes, which cannot be cut; parameters broadcast there."""
-    first_axis = op.axis("axis", -1, op.x.rank)
-    passed = yield from statistics(op, op.x, range(first_axis, op.x.rank), mean=True)
-    operands = [Value(op.x.name, op.x.shape, passed, False, None)]
-    for value in op.inputs[1:]:
-        if value is not None:
-            lifted = [fields.lift(f, op.x.rank) for f in value.fields]
-            shape = fields.lift_shape(value.shape, op.x.rank)
-            operands.append(Value(value.name, shape, lifted, value.derived, None))
-    found = yield from meet(op, operands)
+    found = yield from normalized(op, op.x, op.inputs[1:], op.axis("axis", -1, op.x.rank))
     for position in range(len(op.out_shapes)):
         op.out(found, position)
+
+
+def normalized(
+    op: OpView, x: Value, parameters: Sequence[Value | None], first_axis: int
+) -> Generator[Effect, None, list[IntArray]]:
+    """Statistics over the axes from ``first_axis`` on, then scale and shift; the fields after."""
+    passed = yield from statistics(op, x, range(first_axis, x.rank), mean=True)
+    operands = [Value(x.name, x.shape, passed, False, None)]
+    operands += [lifted(value, x.rank) for value in parameters if value is not None]
+    return (yield from meet(op, operands))
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
@@ -106,7 +108,7 @@ def softmax(op: OpView) -> Iterator[Effect]:
     op.out(passed)
 
 
-@rule("CumSum")
+@rule("CumSum", "CumProd")
 def cumulative(op: OpView) -> Iterator[Effect]:
     """Runs along one axis, which cannot be cut; other axes pass."""
     axes = op.ints("axis", 1)

@@ -28,6 +28,10 @@ MacsFunction: TypeAlias = Callable[[OpView], int]
 class Kept(Protocol):
     """What is left of the tensors around a node after a cut."""
 
+    def before(self, name: str) -> Shape:
+        """Shape of a tensor before the cut, () where it is not known."""
+        ...
+
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor after the cut."""
         ...
@@ -37,8 +41,9 @@ class Kept(Protocol):
         ...
 
 
-# New values of integer attributes that name a channel count.
-RepairFunction: TypeAlias = Callable[[Node, Shape, Kept], Mapping[str, int]]
+Setting: TypeAlias = int | float | tuple[int, ...]
+# New values of attributes that name a channel count, or would follow from one.
+RepairFunction: TypeAlias = Callable[[Node, Kept], Mapping[str, Setting]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,8 @@ class Entry:
 
 
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
-_MACS: dict[str, MacsFunction] = {}
-_REPAIRS: dict[str, RepairFunction] = {}
+_MACS: dict[tuple[str, str], MacsFunction] = {}
+_REPAIRS: dict[tuple[str, str], RepairFunction] = {}
 
 # Attributes that make a one-input operator look along an axis, or ignore its input's values.
 _AXIS_ATTRIBUTES = {"axis", "axes", "perm", "size", "k", "seed", "to_shape", "output_datatype"}
@@ -85,31 +90,31 @@ def movement(
     return register
 
 
-def macs(*names: str) -> Callable[[MacsFunction], MacsFunction]:
+def macs(*names: str, domain: str = "") -> Callable[[MacsFunction], MacsFunction]:
     """Register how many multiply-accumulates an operator takes; one for each use of a weight."""
 
     def register(function: MacsFunction) -> MacsFunction:
         for name in names:
-            _MACS[name] = function
+            _MACS[domain, name] = function
         return function
 
     return register
 
 
-def repair(*names: str) -> Callable[[RepairFunction], RepairFunction]:
+def repair(*names: str, domain: str = "") -> Callable[[RepairFunction], RepairFunction]:
     """Register how attributes follow a cut, for operators whose attributes name a channel count."""
 
     def register(function: RepairFunction) -> RepairFunction:
         for name in names:
-            _REPAIRS[name] = function
+            _REPAIRS[domain, name] = function
         return function
 
     return register
 
 
-def repair_of(op_type: str) -> RepairFunction | None:
-    """How the attributes of an operator follow a cut."""
-    return _REPAIRS.get(op_type)
+def repair_of(node: Node) -> RepairFunction | None:
+    """How the attributes of a node follow a cut, None where they stay."""
+    return _REPAIRS.get((node.domain, node.op_type))
 
 
 def _add(entry: Entry) -> None:
@@ -134,9 +139,9 @@ def lookup(op_type: str, domain: str, version: int) -> Entry | None:
     return None
 
 
-def macs_of(op_type: str) -> MacsFunction | None:
-    """How to count an operator's multiply-accumulates, None where it has none."""
-    return _MACS.get(op_type)
+def macs_of(node: Node) -> MacsFunction | None:
+    """How to count a node's multiply-accumulates, None where it has none."""
+    return _MACS.get((node.domain, node.op_type))
 
 
 def entries() -> Mapping[tuple[str, str], Sequence[Entry]]:

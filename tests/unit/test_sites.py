@@ -279,6 +279,60 @@ def test_a_layer_that_is_not_refitted_says_why(tail: str, why: str) -> None:
     assert ran.changed == ("w",)
 
 
+def attention(node: str, **weights: np.ndarray) -> Model:
+    model = parsed(
+        f"""g (float[N,6,12] x) => (float[N,6,5] y) {{
+            q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+            {node} y = MatMul(o, wo)
+        }}""",
+        **{name: normal(12, 16, seed=seed) for seed, name in enumerate(("wq", "wk", "wv"))},
+        wo=normal(16, 5, seed=3), **weights,
+    )  # fmt: skip
+    model.proto.opset_import.add(domain="com.microsoft", version=1)
+    return model
+
+
+def refitted(model: Model, group: int, gone: list[int]) -> dict[str, Refitted]:
+    """What a refit says of each layer after units of one group went, by dimensions."""
+    graph = analyse(model, attention="dims")
+    plan = plan_without(graph, {group: gone})
+    layers = refit(plan, operate(plan).model, given(smooth(60, 6, 12)))[1]
+    return {layer.node: layer for layer in layers}
+
+
+def test_layer_behind_fused_attention_makes_up_for_queries_and_keys_that_went() -> None:
+    model = attention("o = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v)")
+    found = refitted(model, 0, [0, 5, 10, 15])
+    assert list(found) == ["y"]
+    assert found["y"].after < found["y"].before
+
+
+def test_fused_product_of_queries_and_keys_is_no_layer_to_refit() -> None:
+    model = attention(
+        """q0 = Reshape(q, s) q1 = Transpose<perm=[0,2,1,3]>(q0)
+        k0 = Reshape(k, s) k1 = Transpose<perm=[0,2,1,3]>(k0)
+        v0 = Reshape(v, s) v1 = Transpose<perm=[0,2,1,3]>(v0)
+        z = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(q1, k1) p = Softmax(z)
+        o0 = MatMul(p, v1) o1 = Transpose<perm=[0,2,1,3]>(o0) o = Reshape(o1, j)""",
+        s=np.array([0, 0, 4, 4]), j=np.array([0, 0, 16]),
+    )  # fmt: skip
+    assert list(refitted(model, 0, [0, 5, 10, 15])) == ["y"]
+
+
+def test_packed_weight_of_fused_attention_that_reads_what_was_cut_says_why_it_stays() -> None:
+    model = parsed(
+        """g (float[N,6,12] x) => (float[N,6,5] y) {
+            h = MatMul(x, a) r = Relu(h) o = com.microsoft.Attention<num_heads=4>(r, w)
+            y = MatMul(o, wo)
+        }""",
+        a=normal(12, 8), w=normal(8, 48, seed=1), wo=normal(16, 5, seed=2),
+    )  # fmt: skip
+    model.proto.opset_import.add(domain="com.microsoft", version=1)
+    found = refitted(model, 0, [1, 3])
+    assert found["o"].why == "Attention is no plain product"
+    assert found["y"].after < found["y"].before
+
+
 # ----------------------------------------------------------------------- norms, depthwise kernels
 
 

@@ -103,3 +103,20 @@ def test_channels_joined_to_a_constant_that_no_rule_follows_stay(
         f"k = Trilu(c) z = Expand(k, s) {middle}", c=(6, 8) if len(shape) == 3 else (2, 4), **shapes
     )
     assert_frozen(overridable(found, "c"), "w1", "is joined to a constant that stays")
+
+
+def test_cache_that_is_written_into_goes_with_what_is_written() -> None:
+    middle = (
+        "s = Unsqueeze(a, one) t = TensorScatter(cache, s, at) m = ReduceSum<keepdims=0>(t, two)"
+    )
+    places = {"one": np.array([1]), "two": np.array([2]), "at": np.array([1, 0])}
+    found = between_matmuls(middle, opset=24, cache=(2, 1, 7, 8), **places)
+    assert_coupled(analyse(found), ("w1", 1), ("cache", 3), ("w2", 0))
+    assert_exact(found)
+
+
+def test_cache_that_the_interface_keeps_freezes_what_is_written() -> None:
+    text = """g (float[2,6,3] x, float[2,7,8] cache) => (float[2,7,4] y) {
+        a = MatMul(x, w1)  t = TensorScatter(cache, a, at)  y = MatMul(t, w2)}"""
+    found = model(text, opset=24, w1=(3, 8), w2=(8, 4), at=np.array([1, 0]))
+    assert_frozen(found, "w1", "TensorScatter 't' meets data that cannot be cut (tensor 'cache')")

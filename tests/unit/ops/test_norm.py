@@ -99,6 +99,12 @@ def test_cumulative_sum_freezes_the_axis_it_runs_along() -> None:
     assert_exact(found)
 
 
+def test_running_product_passes_channels_off_its_axis() -> None:
+    found = between_convs("m = CumProd(a, k)", opset=26, k=np.asarray(2))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
 def test_local_response_normalization_freezes_channels() -> None:
     assert_frozen(between_convs("m = LRN<size=3>(a)"), "w1", "LRN 'm'", "works over channels")
 
