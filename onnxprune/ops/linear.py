@@ -8,8 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune import fields
-from onnxprune.effects import Consumes, Contracts, Effect, Heads, Produces, Rows, Tie
-from onnxprune.ops.elementwise import meet, stand_in
+from onnxprune.effects import (
+    Consumes,
+    Contracts,
+    Effect,
+    Freeze,
+    Heads,
+    Later,
+    Produces,
+    Rows,
+    Tie,
+)
+from onnxprune.ops.elementwise import counterparts, meet, stand_in
 from onnxprune.ops.registry import macs, rule
 from onnxprune.ops.view import OpView, Value, collapse
 from onnxprune.types import IntArray, Shape
@@ -19,9 +29,9 @@ from onnxprune.types import IntArray, Shape
 def matmul(op: OpView) -> Iterator[Effect]:
     """Contracts the last axis of A with the last but one of B; batch axes meet."""
     rank = max(op.x.rank, op.need(1).rank, 2) + 1  # batch…, M, K, N
-    first, effects = _batched(op, op.x)
+    first, effects = _batched(op, op.x, 2)
     yield from effects
-    second, effects = _batched(op, op.need(1))
+    second, effects = _batched(op, op.need(1), 1)
     yield from effects
     a, b = _left(first, rank), _right(second, rank)
     result = yield from contract(op, a, b)
@@ -62,25 +72,43 @@ def contract(op: OpView, a: Value, b: Value) -> Generator[Effect, None, list[Int
     passed: list[IntArray] = []
     if len(left) == 1 and len(right) == 1:
         passed += yield from _pair(op, a, b, left[0], right[0])
+    elif left and right:
+        # Some of several cuts may turn out to be frozen; if none is, the first remains.
+        for value, found in ((a, left), (b, right)):
+            for f in found[1:]:
+                why = op.reason("sums over channels that two cuts share", value.name)
+                yield Later(Tie(found[0], f) if _within(op, f, found[0]) else Freeze(f, why))
     else:
-        yield from op.freeze_fields(left, "sums over channels the other side cannot cut", a.name)
-        yield from op.freeze_fields(right, "sums over channels the other side cannot cut", b.name)
+        for value, found, other in ((a, left, b), (b, right, a)):
+            given = f", {other.stays}" if other.source else ""
+            why = f"sums over channels the other side cannot cut{given}"
+            yield from op.freeze_fields(found, why, value.name)
     for own, other in ((a, b), (b, a)):
         for f in own.off([k]):
-            merged = yield from _meet_batch(op, f, (own, other), k, passed)
+            spoken_for = yield from _meet_batch(op, f, (own, other), k, passed)
             if own.derived and f.shape[k + 1 if own is b else k - 1] > 1:
                 yield Produces(f)
-            if not merged:
+            if not spoken_for:
                 passed.append(f)
     return passed
 
 
-def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
-    """A weight with batch axes: every batch entry slices its own rows and columns."""
+def _within(op: OpView, f: IntArray, rows: IntArray) -> bool:
+    """Whether every channel of one field lies in a single row of another."""
+    inner, outer = np.broadcast_arrays(op.births.classes(f), op.births.classes(rows))
+    pairs = np.unique(np.stack([inner.reshape(-1), outer.reshape(-1)]), axis=1)
+    return bool(pairs.shape[1] == np.unique(inner).size)
+
+
+def _batched(op: OpView, value: Value, produced: int) -> tuple[Value, list[Effect]]:
+    """A weight with batch axes: every batch entry slices its own rows and columns.
+
+    ``produced``: the axis that makes channels, 1 for the last, 2 for the last but one.
+    """
     batch = [axis for axis in range(value.rank - 2) if value.shape[axis] > 1]
     if not value.derived or len(batch) != 1:
         return value, []
-    kept = value.off([value.rank - 2, value.rank - 1])
+    kept, produced = value.off([value.rank - 2, value.rank - 1]), value.rank - produced
     effects: list[Effect] = []
     for axis in (value.rank - 2, value.rank - 1):
         grid = op.births.grid(value.name, value.shape, (batch[0], axis))
@@ -90,9 +118,10 @@ def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
         if labels.any() and bool((labels == fields.first(labels, [axis])).all()):
             # Each entry goes whole or not at all, and then as an index of the batch axis.
             effects += [Tie(grid, row) for row in kept if row.shape[batch[0]] > 1]
+            effects.append(Produces(grid) if axis == produced else Consumes(grid))
         else:
             effects.append(Rows(grid, (batch[0],), hard=True))
-        kept.append(grid)
+            kept.append(grid)
     return replace(value, fields=kept), effects
 
 
@@ -151,13 +180,16 @@ def _meet_batch(
 ) -> Generator[Effect, None, bool]:
     """A field on batch axes along which the other operand extends must be met there.
 
-    Returns whether another field speaks for it in ``passed`` already.
+    Returns whether it ends here: another field speaks for it in ``passed`` already, or it stays.
     """
     own, other = operands
     shared = [axis for axis in range(k - 1) if f.shape[axis] > 1 and other.shape[axis] > 1]
     if not shared:
         return False
-    partners = [g for g in other.off([k]) if any(g.shape[axis] > 1 for axis in shared)]
+    partners = counterparts(f, other.off([k]), shared)
+    rows = [g for g in own.off([k]) if set(fields.varying(g)) <= set(shared)]
+    if rows and len(shared) < len(fields.varying(f)):
+        partners = []  # what goes within a row is no concern of the other side
     merged = False
     for g in partners:
         head, effects = collapse(g, [k - 1, k + 1])
@@ -167,9 +199,10 @@ def _meet_batch(
     if partners:
         return merged
     if len(shared) == len(fields.varying(f)):
-        yield from op.freeze_fields([f], "meets a batch axis that cannot be cut", own.name)
-    else:
-        yield Rows(f, tuple(shared), hard=True)
+        # Rows of a grid that are tied whole come to this side in a later pass.
+        yield Later(Freeze(f, op.reason("meets a batch axis that cannot be cut", own.name)))
+        return True
+    yield Rows(f, tuple(shared), hard=True)
     return False
 
 
