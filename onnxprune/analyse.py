@@ -153,15 +153,26 @@ def _freeze_all(found: DependencyGraph, tracer: Tracer) -> list[Effect]:
 
 
 def _crossing_rows(found: DependencyGraph, tracer: Tracer, notes: list[str]) -> list[Effect]:
-    """Rows that cross leave cells of one unit, of which nothing could go: tie one set of rows."""
+    """Rows that cross so that no cut leaves them equal counts: tie one set of rows.
+
+    Cells of one unit could lose nothing; and where rows consist of cells of other sizes, one of 2
+    slots and one of 1 + 1, what a cell loses by its size is not the same in all.
+    """
     stuck = np.zeros(tracer.table.size, np.bool_)
     for group in found.prunable:
         if group.size > 1 and len(group.cells) == group.size:
             stuck[group.classes] = True
+    sizes = np.zeros(tracer.table.size, np.int64)
+    for balance in found.balance_sets:
+        for cell in balance.cells:
+            classes = found.groups[cell.group].classes[cell.units]
+            sizes[classes] = cell.units.size * cell.slots
     ties: list[Effect] = []
     for constraint in constraints(tracer):
         labels = constraint.labels
-        if stuck[labels].all() and labels.shape[0] > 1 and labels.shape[1] > 1:
+        made_of = np.sort(sizes[labels], axis=1)
+        uneven = bool((made_of != made_of[:1]).any())
+        if (uneven or stuck[labels].all()) and labels.shape[0] > 1 and labels.shape[1] > 1:
             ties.append(Tie(labels, labels[:1]))
             notes.append("crossing rows: every row keeps the same channels")
             break

@@ -78,4 +78,11 @@ class Inexact:
     slots: IntArray
 
 
-Effect = Inexact | Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Where a rule cannot decide yet: what it falls back to once nothing else changes."""
+
+    effect: Tie | Freeze
+
+
+Effect = Inexact | Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads | Later

@@ -16,6 +16,7 @@ from onnxprune.effects import (
     Freeze,
     Heads,
     Inexact,
+    Later,
     Produces,
     Rows,
     Tie,
@@ -30,7 +31,7 @@ from onnxprune.shapes import Environment
 from onnxprune.slots import PassBirths, SlotTable, content
 from onnxprune.types import BoolArray, IntArray, Shape
 
-_MOST_PASSES = 12
+_MOST_PASSES = 24
 # Operators that present a constant element by element, so that slots of its elements carry over.
 _QUANTIZING = {"DequantizeLinear", "QuantizeLinear"}
 # Operators that make as many equal elements as a shape says.
@@ -96,6 +97,7 @@ class Tracer:
     inexact: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     heads: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     reasons: list[tuple[IntArray, str]] = field(default_factory=list)
+    undecided: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.graph)
@@ -103,10 +105,17 @@ class Tracer:
         self.entries = [lookup(n.op_type, n.domain, n.since) for n in self.graph.nodes]
 
     def settle(self, extra: Sequence[Effect] = ()) -> None:
-        """Repeat the pass until nothing changes; ``extra`` effects come on top."""
+        """Repeat the pass until nothing changes; ``extra`` effects come on top.
+
+        What rules could not decide by then takes what they fall back to, and it goes on.
+        """
+        added = list(extra)
         for _ in range(_MOST_PASSES):
-            if not self._pass(extra):
+            if self._pass(added):
+                continue
+            if not self.undecided:
                 return
+            added += self.undecided
 
     def _pass(self, extra: Sequence[Effect]) -> bool:
         walks = []
@@ -135,6 +144,7 @@ class Tracer:
         self.effective |= self.producing | self.consuming
         self.reasons = [*self.reasons, *freezes]
         self.traces = [walk.trace for walk in walks]
+        self.undecided = [effect for walk in walks for effect in walk.undecided]
         return self.table.merge(a, b, cold)
 
     def signature(self, position: int) -> Signature:
@@ -172,9 +182,11 @@ class _Walk:
         self.touched: list[IntArray] = []
         self.heads: list[IntArray] = []
         self.inexact: list[IntArray] = []
+        self.undecided: list[Effect] = []
         self.kept: dict[tuple[Shape, bytes], IntArray | None] = {}
         self.shared: dict[tuple[Shape, bytes], IntArray] = {}
         self.outputs = frozenset(self.graph.outputs)
+        self.given = {name: name for name in self.graph.inputs}  # what inputs are rearranged to
 
     def run(self) -> None:
         for node in self.graph.nodes:
@@ -194,7 +206,12 @@ class _Walk:
             view.out([*view.outputs.get(0, []), *self._repeated(view)])
         if all(v.derived for v in view.present) and view.present:
             self._note_derived(view, run)
+        entry = self.tracer.entries[node.index]
+        source = self.given.get(node.inputs[0], "") if node.inputs else ""
+        rearranged = node.op_type in PRESERVING or (entry is not None and entry.move is not None)
         for position, name in enumerate(last.outputs):
+            if name and source and rearranged:
+                self.given[name] = source
             if name:
                 self._settle(name, view.outputs.get(position, []), last)
 
@@ -216,6 +233,7 @@ class _Walk:
             self.trace.fields.get(name, []),
             name in self.graph.derived,
             self.env.values.get(name),
+            self.given.get(name, ""),
         )
 
     def _bear(self, name: str) -> None:
@@ -288,6 +306,8 @@ class _Walk:
                 self.inexact.append(self.table.classes(slots))
             case Heads(slots):
                 self.heads.append(self.table.classes(slots))
+            case Later(wanted):
+                self.undecided.append(wanted)
             case Contracts(f, _, _):
                 self.contracted.append(self.table.classes(f))
                 assert node is not None

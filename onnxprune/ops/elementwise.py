@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 from onnxprune import fields
-from onnxprune.effects import Effect, Rows, Tie
+from onnxprune.effects import Effect, Later, Rows, Tie
 from onnxprune.ops.registry import rule
 from onnxprune.ops.view import OpView, Value, axis_slots, collapse
 from onnxprune.types import IntArray
@@ -45,7 +46,7 @@ def lifted(value: Value, rank: int) -> Value:
     """A value with axes of size 1 in front, as numpy broadcasts it."""
     found = [fields.lift(f, rank) for f in value.fields]
     shape = fields.lift_shape(value.shape, rank)
-    return Value(value.name, shape, found, value.derived, value.array)
+    return replace(value, shape=shape, fields=found)
 
 
 def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntArray]]:
@@ -53,13 +54,14 @@ def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntA
 
     For a field F of one operand and another operand that extends along some of F's axes, E: a
     field there ties; a constant is cut with F where E is all of F; otherwise the axes E must stay,
-    so they are rows of F, or F is frozen where they are all it has.
+    so they are rows of F, or F is frozen where they are all it has. A constant that data only
+    multiplies (angles of positions) keeps the labels of the axes that are its own.
     """
     data = [v for v in operands if not v.derived] or operands
     result: list[IntArray] = []
     for value in data:
         for f in value.fields:
-            merged = False
+            merged = stays = False
             for other in operands:
                 if other is value:
                     continue
@@ -69,15 +71,58 @@ def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntA
                 if other.derived and not value.derived:
                     yield from _with_constant(op, f, shared, other, value)
                     continue
-                partners = [g for g in other.fields if any(g.shape[a] > 1 for a in shared)]
+                partners = counterparts(f, other.fields, shared)
                 for g in partners:
+                    if _undecided(op, f, g):
+                        yield Later(Tie(f, g))
+                        stays = stays or set(fields.varying(f)) < set(fields.varying(g))
+                        continue
                     yield Tie(f, g)
                     merged = merged or stand_in(f, g, result)
                 if not partners:
                     yield from _unlabelled(op, f, shared, other)
-            if not merged:
+                    stays = stays or len(shared) == len(fields.varying(f))
+            if not merged and not stays:
                 result.append(f)
-    return result
+    return [*result, *_spread(operands)]
+
+
+def counterparts(f: IntArray, others: list[IntArray], shared: list[int]) -> list[IntArray]:
+    """The fields on some axes that say the same thing as ``f``, or all that lie there.
+
+    A tensor may have a field for whole rows and one for what is cut within them: like goes with
+    like.
+    """
+    found = [g for g in others if any(g.shape[a] > 1 for a in shared)]
+    return [g for g in found if fields.varying(g) == fields.varying(f)] or found
+
+
+def _undecided(op: OpView, f: IntArray, g: IntArray) -> bool:
+    """Whether one of two fields is a grid of which the other may, or may not, be the cut.
+
+    One table of angles serves every head: where heads go whole it stays, where dimensions go it is
+    cut with them. What is cut is known when a contraction has settled the rows.
+    """
+    small, large = sorted((f, g), key=lambda one: len(fields.varying(one)))
+    rows = set(fields.varying(large)) - set(fields.varying(small))
+    if not rows or not set(fields.varying(small)) < set(fields.varying(large)):
+        return False
+    known = op.births.hard_rows(large)
+    return known is None or set(known) != rows
+
+
+def _spread(operands: list[Value]) -> list[IntArray]:
+    """Fields of constants along axes that only they extend on, where they meet unlabelled data."""
+    data = [v for v in operands if not v.derived]
+    if not data or any(v.fields for v in data):
+        return []
+    return [
+        f
+        for value in operands
+        if value.derived
+        for f in value.fields
+        if all(v is value or v.shape[a] == 1 for v in operands for a in fields.varying(f))
+    ]
 
 
 def stand_in(f: IntArray, g: IntArray, result: list[IntArray]) -> bool:
@@ -99,7 +144,7 @@ def stand_in(f: IntArray, g: IntArray, result: list[IntArray]) -> bool:
 
 def _unlabelled(op: OpView, f: IntArray, shared: list[int], other: Value) -> Iterator[Effect]:
     if len(shared) == len(fields.varying(f)):
-        yield from op.freeze_fields([f], "meets data that cannot be cut", other.name)
+        yield from op.freeze_fields([f], f"meets {other.stays}", other.name)
     else:
         yield Rows(f, tuple(shared), hard=True)
 

@@ -44,7 +44,7 @@ def concat(op: OpView) -> Iterator[Effect]:
                     elif fields.varying(g) == moving:
                         seen.append(g)
                 if not partners:
-                    yield from op.freeze_fields([f], "is joined to data that stays", other.name)
+                    yield from op.freeze_fields([f], f"is joined to {other.stays}", other.name)
     op.out(result)
 
 

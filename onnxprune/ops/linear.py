@@ -8,8 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune import fields
-from onnxprune.effects import Consumes, Contracts, Effect, Heads, Produces, Rows, Tie
-from onnxprune.ops.elementwise import meet, stand_in
+from onnxprune.effects import (
+    Consumes,
+    Contracts,
+    Effect,
+    Freeze,
+    Heads,
+    Later,
+    Produces,
+    Rows,
+    Tie,
+)
+from onnxprune.ops.elementwise import counterparts, meet, stand_in
 from onnxprune.ops.registry import macs, rule
 from onnxprune.ops.view import OpView, Value, collapse
 from onnxprune.types import IntArray, Shape
@@ -52,9 +62,9 @@ def gemm(op: OpView) -> Iterator[Effect]:
 def _matrices(op: OpView, order_a: _Order, order_b: _Order) -> Iterator[Effect]:
     """A product of two stacks of matrices, each with its axes in another order first."""
     rank = max(op.x.rank, op.need(1).rank, 2) + 1  # batch…, M, K, N
-    first, effects = _batched(op, op.x)
+    first, effects = _batched(op, op.x, 1 if op.node.int("transA", 0) else 2)
     yield from effects
-    second, effects = _batched(op, op.need(1))
+    second, effects = _batched(op, op.need(1), 2 if op.node.int("transB", 0) else 1)
     yield from effects
     a = as_left(_transposed(first, order_a), rank)
     b = as_right(_transposed(second, order_b), rank)
@@ -97,29 +107,46 @@ def contract(
     rows_right: list[IntArray] = []
     if len(left) == 1 and len(right) == 1:
         passed += yield from _pair(op, a, b, (left[0], right[0]), masked)
+    elif left and right:
+        # Some of several cuts may turn out to be frozen; if none is, the first remains.
+        for value, found in ((a, left), (b, right)):
+            for f in found[1:]:
+                why = op.reason("sums over channels that two cuts share", value.name)
+                yield Later(Tie(found[0], f) if _within(op, f, found[0]) else Freeze(f, why))
     else:
-        rows_left = yield from _alone(op, a, k, left)
-        rows_right = yield from _alone(op, b, k, right)
+        rows_left = yield from _alone(op, a, k, left, b)
+        rows_right = yield from _alone(op, b, k, right, a)
     a = replace(a, fields=[*a.off([k]), *rows_left])
     b = replace(b, fields=[*b.off([k]), *rows_right])
     for own, other in ((a, b), (b, a)):
         met: dict[int, list[IntArray]] = {}
         for f in own.fields:
-            merged = yield from _meet_batch(op, f, (own, other), k, (passed, met))
+            spoken_for = yield from _meet_batch(op, f, (own, other), k, (passed, met))
             if own.derived and f.shape[k + 1 if own is b else k - 1] > 1:
                 yield Produces(f)
-            if not merged:
+            if not spoken_for:
                 passed.append(f)
     return passed
 
 
-def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
-    """A weight with batch axes: every batch entry slices its own rows and columns."""
+def _within(op: OpView, f: IntArray, rows: IntArray) -> bool:
+    """Whether every channel of one field lies in a single row of another."""
+    inner, outer = np.broadcast_arrays(op.births.classes(f), op.births.classes(rows))
+    pairs = np.unique(np.stack([inner.reshape(-1), outer.reshape(-1)]), axis=1)
+    return bool(pairs.shape[1] == np.unique(inner).size)
+
+
+def _batched(op: OpView, value: Value, produced: int) -> tuple[Value, list[Effect]]:
+    """A weight with batch axes: every batch entry slices its own rows and columns.
+
+    ``produced``: the axis that makes channels, 1 for the last, 2 for the last but one.
+    """
     batch = [axis for axis in range(value.rank - 2) if value.shape[axis] > 1]
     moved = op.node.int("transBatchA", 0) or op.node.int("transBatchB", 0)
     if not value.derived or len(batch) != 1 or moved:
         return value, []
-    kept = value.off([value.rank - 2, value.rank - 1])
+    entries, produced = value.off([value.rank - 2, value.rank - 1]), value.rank - produced
+    kept = [*entries]
     effects: list[Effect] = []
     for axis in (value.rank - 2, value.rank - 1):
         grid = op.births.grid(value.name, value.shape, (batch[0], axis))
@@ -128,10 +155,11 @@ def _batched(op: OpView, value: Value) -> tuple[Value, list[Effect]]:
         labels = op.births.classes(grid)
         if labels.any() and bool((labels == fields.first(labels, [axis])).all()):
             # Each entry goes whole or not at all, and then as an index of the batch axis.
-            effects += [Tie(grid, row) for row in kept if row.shape[batch[0]] > 1]
+            effects += [Tie(grid, row) for row in entries if row.shape[batch[0]] > 1]
+            effects.append(Produces(grid) if axis == produced else Consumes(grid))
         else:
             effects.append(Rows(grid, (batch[0],), hard=True))
-        kept.append(grid)
+            kept.append(grid)
     return replace(value, fields=kept), effects
 
 
@@ -180,17 +208,18 @@ def _pair(
 
 
 def _alone(
-    op: OpView, value: Value, k: int, found: list[IntArray]
+    op: OpView, value: Value, k: int, found: list[IntArray], other: Value
 ) -> Generator[Effect, None, list[IntArray]]:
     """Fields on the contracted axis that meet none there: rows on batch axes may still go whole."""
     rows = []
     for f in found:
-        if any(f.shape[axis] > 1 for axis in range(k - 1)):
+        if not value.derived and any(f.shape[axis] > 1 for axis in range(k - 1)):
             row, effects = collapse(f, [k])
             yield from effects
             rows.append(row)
         else:
-            why = "sums over channels the other side cannot cut"
+            given = f", {other.stays}" if other.source else ""
+            why = f"sums over channels the other side cannot cut{given}"
             yield from op.freeze_fields([f], why, value.name)
     return rows
 
@@ -217,14 +246,17 @@ def _meet_batch(
     """A field on batch axes along which the other operand extends must be met there.
 
     ``found`` holds what passes, and what of this operand each field of the other was tied to.
-    Returns whether another field speaks for it in what passes already.
+    Returns whether it ends here: another field speaks for it in what passes already, or it stays.
     """
     own, other = operands
     passed, met = found
     shared = [axis for axis in range(k - 1) if f.shape[axis] > 1 and other.shape[axis] > 1]
     if not shared:
         return False
-    partners = [g for g in other.fields if any(g.shape[axis] > 1 for axis in shared)]
+    partners = counterparts(f, other.fields, shared)
+    rows = [g for g in own.fields if set(fields.varying(g)) <= set(shared)]
+    if rows and len(shared) < len(fields.varying(f)):
+        partners = []  # what goes within a row is no concern of the other side
     merged = False
     for g in partners:
         head, effects = collapse(g, [k - 1, k + 1])
@@ -236,9 +268,10 @@ def _meet_batch(
     if partners:
         return merged
     if len(shared) == len(fields.varying(f)):
-        yield from op.freeze_fields([f], "meets a batch axis that cannot be cut", own.name)
-    else:
-        yield Rows(f, tuple(shared), hard=True)
+        # Rows of a grid that are tied whole come to this side in a later pass.
+        yield Later(Freeze(f, op.reason("meets a batch axis that cannot be cut", own.name)))
+        return True
+    yield Rows(f, tuple(shared), hard=True)
     return False
 
 

@@ -45,6 +45,7 @@ class Value:
         fields: Its fields, each of the tensor's rank.
         derived: Computed from constants alone; its fields are then those of its axes.
         array: The value itself where shape arithmetic or a small constant gives it.
+        source: The input of the graph that it is, or is a rearrangement of; "" for anything else.
     """
 
     name: str
@@ -52,6 +53,14 @@ class Value:
     fields: list[IntArray]
     derived: bool
     array: AnyArray | None
+    source: str = ""
+
+    @property
+    def stays(self) -> str:
+        """What to call it where it cannot be cut."""
+        if not self.source:
+            return "data that cannot be cut"
+        return f"input '{self.source}', whose shape is the model's interface"
 
     @property
     def rank(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -26,6 +27,8 @@ from onnxprune.types import (
     Width,
 )
 
+_INTERFACE = re.compile(r"input '([^']+)', whose shape is the model's interface")
+_MOST_INPUTS = 4
 _MOST_OUTPUTS = 6
 _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
 _THINNEST = 5
@@ -49,6 +52,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         f"{len(report.groups) - free} frozen · importance {report.importance}"
         + (f" ({report.importance_why})" if report.importance_why else "")
     )
+    yield from _interface_line(report)
     assert report.after is not None
     yield _cost_table(report.before, report.after, "before", "after")
     if verbose or report.rounded:
@@ -370,6 +374,19 @@ def _totals(stats: ModelStats) -> str:
         f"{number(stats.params)} params · {number(stats.macs)} MACs · {_size(stats.bytes)} · "
         f"{stats.channels} channels"
     )
+
+
+def _interface_line(report: Report) -> Iterable[RenderableType]:
+    """The inputs, a cache for one, whose shape keeps channels from going."""
+    found = [_INTERFACE.search(group.frozen) for group in report.groups if group.frozen]
+    names = list(dict.fromkeys(match[1] for match in found if match))
+    if names:
+        shown = ", ".join(f"'{name}'" for name in names[:_MOST_INPUTS])
+        more = f" and {len(names) - _MOST_INPUTS} more" if len(names) > _MOST_INPUTS else ""
+        yield _line(
+            f"{sum(match is not None for match in found)} of the frozen ones must fit the shape of "
+            f"an input, as of a cache: {shown}{more}"
+        )
 
 
 def _groups(report: Report) -> str:

@@ -152,3 +152,10 @@ def test_grouped_convs_with_a_shuffle_between_keep_the_same_channels_in_every_gr
     assert units(graph, "l", 0) == [(1, 0), (1, 0), (1, 1), (1, 1)]
     assert graph.notes == ("crossing rows: every row keeps the same channels",)
     assert_exact(found)
+
+
+def test_two_and_three_groups_on_one_stream_of_six_leave_equal_counts_in_every_group() -> None:
+    """Rows of 2 + 1 and of 1 + 1 + 1 cells: what goes by the size of a cell differs."""
+    middle = "d = Conv<group=2>(a, u) m = Conv<group=3>(d, v)"
+    found = between_convs(middle, reads=12, u=(6, 4, 1, 1), v=(12, 2, 1, 1))
+    assert_exact(found)

@@ -53,7 +53,7 @@ def test_concat_with_data_that_cannot_be_cut_freezes_what_it_joins() -> None:
     text = """g (float[2,6,3] x, float[2,1,8] k) => (float[2,7,4] y) {
         a = MatMul(x, w1)  m = Concat<axis=1>(k, a)  y = MatMul(m, w2)}"""
     found = model(text, w1=(3, 8), w2=(8, 4))
-    assert_frozen(found, "w1", "Concat 'm'", "is joined to data that stays")
+    assert_frozen(found, "w1", "Concat 'm'", "is joined to input 'k'", "interface")
 
 
 def test_input_joined_twice_is_cut_in_both_places() -> None:
@@ -119,4 +119,4 @@ def test_cache_that_the_interface_keeps_freezes_what_is_written() -> None:
     text = """g (float[2,6,3] x, float[2,7,8] cache) => (float[2,7,4] y) {
         a = MatMul(x, w1)  t = TensorScatter(cache, a, at)  y = MatMul(t, w2)}"""
     found = model(text, opset=24, w1=(3, 8), w2=(8, 4), at=np.array([1, 0]))
-    assert_frozen(found, "w1", "TensorScatter 't' meets data that cannot be cut (tensor 'cache')")
+    assert_frozen(found, "w1", "TensorScatter 't' meets input 'cache', whose shape is the model's")

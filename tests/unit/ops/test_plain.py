@@ -19,6 +19,7 @@ from tests.unit.ops.models import (
     between_convs,
     between_matmuls,
     model,
+    overridable,
 )
 
 DYNAMIC = """g (float[N,3,8,8] x) => (float[n,c,h,w] y) {{
@@ -153,3 +154,43 @@ def test_second_rule_for_an_operator_is_refused() -> None:
         registry.rule("Relu")(lambda op: iter(()))
     assert registry.entries()["", "Relu"] == before
     assert not registry.is_unary("NoSuchOperator", 21)
+
+
+def test_places_looked_up_in_several_axes_let_channels_behind_them_pass() -> None:
+    places = np.array([[[0, 1], [1, 5]], [[1, 2], [0, 0]]])  # of batch and position
+    middle = "i = Add(given, places) m = GatherND(a, i)"
+    found = between_matmuls(middle, places=places, given=np.zeros((2, 2, 2), np.int64))
+    assert_coupled(analyse(overridable(found, "given")), ("w1", 1), ("w2", 0))
+    assert_exact(found)
+
+
+def test_places_looked_up_along_the_channels_freeze_them() -> None:
+    middle = "i = Add(given, places) g = GatherND(a, i) m = MatMul(g, v)"
+    places, given = np.array([[[0, 1, 3]]]), np.zeros((1, 1, 3), np.int64)
+    found = between_matmuls(middle, places=places, given=given, v=(1, 8))
+    assert_frozen(overridable(found, "given"), "w1", "is looked up by an index")
+
+
+@pytest.mark.parametrize("target", ["b", "k"], ids=["data", "constant"])
+def test_rows_written_to_places_tie_with_what_they_are_written_to(target: str) -> None:
+    middle = f"""b = MatMul(x, v) i = Add(given, places)
+        m = ScatterND<reduction="add">({target}, i, a)"""
+    places = np.stack([np.indices((2, 6))[0], np.indices((2, 6))[1][:, ::-1]], -1)
+    weights, given = {"v": (3, 8), "k": (2, 6, 8)}, np.zeros((2, 6, 2), np.int64)
+    found = between_matmuls(middle, places=places, given=given, **weights)
+    axis = ("v", 1) if target == "b" else ("k", 2)
+    graph = analyse(overridable(found, "given"))
+    assert_coupled(graph, ("w1", 1), ("w2", 0), axis)
+    assert_exact(found)
+
+
+def test_rows_written_to_data_that_stays_are_frozen() -> None:
+    middle = """b = Expand(zero, like) i = Add(given, places) m = ScatterND(b, i, a)"""
+    places = np.stack(np.indices((2, 6)), -1)
+    given = np.zeros((2, 6, 2), np.int64)
+    found = between_matmuls(
+        middle, places=places, given=given, zero=np.zeros(1, np.float32), like=np.array([2, 6, 8])
+    )
+    for name in ("given", "zero"):
+        overridable(found, name)
+    assert_frozen(found, "w1", "ScatterND 'm'", "meets")
