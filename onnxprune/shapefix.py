@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune import moves
+from onnxprune import fields, moves
 from onnxprune.graph import Graph, Node
 from onnxprune.runs import movement_view
 from onnxprune.shapes import Environment, Evaluator
@@ -119,8 +119,8 @@ class _Finder:
                     for other in several
                     for a, b in zip(first.indices, other.indices, strict=True)
                 )
-                fields = self.survivors[0].trace.fields[node.inputs[0]]
-                blame = np.concatenate([f.reshape(-1) for f in fields])
+                labelled = self.survivors[0].trace.fields[node.inputs[0]]
+                blame = np.concatenate([f.reshape(-1) for f in labelled])
                 holds = all(other.holds for other in several)
                 yield replace(first, holds=holds) if same else Misfit((blame,), node.label)
 
@@ -191,7 +191,8 @@ class _Finder:
         return known and node.op_type != "Range"
 
     def _computed(self, name: str, number: int) -> AnyArray:
-        return self.values[number].get(name, self.envs[number].values[name])
+        found = self.values[number].get(name)
+        return _left(self.survivors[number], name) if found is None else found
 
     def _shape_input(self, node: Node, position: int, name: str) -> Iterator[Patch | Misfit]:
         needed, old = [], []
@@ -240,7 +241,7 @@ class _Finder:
             return
         # Too large to be followed under one choice of sizes, it may still be under another.
         known = [number for number, env in enumerate(self.envs) if name in env.values]
-        old = [self.envs[number].values[name] for number in known]
+        old = [_left(self.survivors[number], name) for number in known]
         new = [self._computed(name, number) for number in known]
         if all(np.array_equal(o, n) for o, n in zip(old, new, strict=True)):
             return
@@ -293,13 +294,22 @@ def _reevaluate(graph: Graph, survivors: Survivors, evaluator: Evaluator) -> Map
             continue
         if not any(name in values for name in node.inputs):
             continue
-        feeds = [values.get(n, env.values.get(n)) if n else None for n in node.inputs]
+        feeds = [
+            values[n] if n in values else _left(survivors, n) if n in env.values else None
+            for n in node.inputs
+        ]
         results = evaluator.run(node, feeds)
         if results is None:
             # Not computable with the new shapes: no number can be right, so every use is patched.
             results = [np.full_like(env.values[name], _NOT_COMPUTABLE) for name in outputs]
         values.update(zip(outputs, results, strict=False))
     return values
+
+
+def _left(survivors: Survivors, name: str) -> AnyArray:
+    """A known value without the elements that go: angles of positions are numbers and labelled."""
+    value = survivors.trace.env.values[name]
+    return fields.compact(value, *survivors.masks(name)) if survivors.cut(name) else value
 
 
 def slice_axes(node: Node, env: Environment) -> list[int]:

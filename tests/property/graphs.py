@@ -12,7 +12,8 @@ import tests.property.movements
 import tests.property.norms
 import tests.property.numbers
 import tests.property.pointwise
-import tests.property.spatial  # noqa: F401  (these register their motifs)
+import tests.property.spatial
+import tests.property.transformers  # noqa: F401  (these register their motifs)
 from tests.property.builder import Builder
 from tests.property.choices import Choices, Dice, Drawn
 from tests.property.layers import bent, channels_last, conv, gemm, layer, matmul

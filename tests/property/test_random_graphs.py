@@ -21,6 +21,7 @@ from tests.oracle import (
 )
 from tests.property.graphs import known_ops, models, random_model
 from tests.property.pointwise import UNARY
+from tests.property.transformers import random_transformer, transformers
 
 # No motif can have these: a type or a version that ONNX Runtime does not run.
 _NOT_RUN = {"BitCast", "OptionalGetElement", "Swish"}
@@ -45,6 +46,23 @@ def _check(proto: onnx.ModelProto, mode: str, seed: int) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=_SLOW)
 @given(models(), _MODES, st.integers(0, 99))
 def test_random_graph_equals_its_masked_twin(proto: onnx.ModelProto, mode: str, seed: int) -> None:
+    _check(proto, mode, seed)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=_SLOW)
+@given(transformers(), _MODES, st.integers(0, 99))
+def test_random_transformer_equals_its_masked_twin(
+    proto: onnx.ModelProto, mode: str, seed: int
+) -> None:
+    _check(proto, mode, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=_SLOW)
+@given(transformers(), _MODES, st.integers(0, 9999))
+def test_many_random_transformers_equal_their_masked_twins(
+    proto: onnx.ModelProto, mode: str, seed: int
+) -> None:
     _check(proto, mode, seed)
 
 
@@ -73,6 +91,23 @@ def test_most_random_graphs_lose_channels_and_show_it() -> None:
     assert lost["all"] >= 100
     assert lost["cut"] >= 0.8 * lost["all"]
     assert lost["seen"] >= 0.95 * lost["cut"]
+
+
+def test_most_random_transformers_lose_channels_and_every_frozen_group_has_a_reason() -> None:
+    lost: Counter[str] = Counter()
+    for seed in range(12):
+        model = Model(random_transformer(seed))
+        if accepts(model, random_data(model).batches[0]) is not None:
+            continue
+        graph = analyse(model, attention=("heads", "dims")[seed % 2])
+        outcome = assert_equals_masked_twin(model, plan_at(graph, 0.5), vacuous=True)
+        lost["all"] += 1
+        lost["cut"] += outcome.cut > 0
+        lost["seen"] += outcome.effect > 1e-3
+        assert all(group.frozen for group in graph.groups if group not in graph.prunable)
+    assert lost["all"] >= 10
+    assert lost["cut"] >= 0.9 * lost["all"]
+    assert lost["seen"] >= 0.9 * lost["cut"]
 
 
 @pytest.mark.parametrize("op_type", known_ops())

@@ -1,6 +1,7 @@
 """The long run: thousands of random graphs, cut at random, each equal to its masked twin.
 
     python tools/bench/fuzz.py --count 5000
+    python tools/bench/fuzz.py --count 5000 --transformers --out build/fuzz_transformers
 
 A run goes on where the last one in the same folder stopped. Every finding is saved with its seed.
 """
@@ -26,6 +27,7 @@ from onnxprune.io import Model
 from onnxprune.runtime import accepts
 from tests.oracle import assert_equals_masked_twin, assert_rewrites, plan_at, plan_at_random
 from tests.property.graphs import known_ops, random_model
+from tests.property.transformers import random_transformer
 
 WANTED = 50  # graphs in which an operator meets cut channels
 _SAVE_EVERY = 100
@@ -87,12 +89,13 @@ def check(proto: onnx.ModelProto, seed: int, state: State) -> None:
         state.tally["cut, but it does not show"] += 1
 
 
-def run(state: State, count: int, folder: Path) -> None:
+def run(state: State, count: int, folder: Path, *, transformers: bool = False) -> None:
     """Check ``count`` more graphs."""
     for number in range(count):
         seed = state.next_seed
         focus = focus_of(seed, state.operators)
-        proto = random_model(seed, focus)
+        made = f"random_transformer({seed})" if transformers else f"random_model({seed}, {focus!r})"
+        proto = random_transformer(seed) if transformers else random_model(seed, focus)
         try:
             check(proto, seed, state)
         except Exception as error:  # anything at all is a finding
@@ -100,8 +103,8 @@ def run(state: State, count: int, folder: Path) -> None:
             state.findings.append(seed)
             onnx.save(proto, folder / f"{seed}.onnx")
             said = f"{type(error).__name__}: {error}"
-            (folder / f"{seed}.txt").write_text(f"random_model({seed}, {focus!r})\n{said}\n")
-            print(f"random_model({seed}, {focus!r}): {said[:300]}", flush=True)
+            (folder / f"{seed}.txt").write_text(f"{made}\n{said}\n")
+            print(f"{made}: {said[:300]}", flush=True)
         state.next_seed += 1
         if number % _SAVE_EVERY == 0:
             state.save(folder / "state.json")
@@ -129,12 +132,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="graphs to check")
     parser.add_argument("--seed", type=int, default=0, help="first seed of a new run")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="state and findings")
+    parser.add_argument("--transformers", action="store_true", help="random transformer blocks")
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # random numbers overflow now and then
     given.out.mkdir(parents=True, exist_ok=True)
     state = State.load(given.out / "state.json", given.seed)
     started = time.perf_counter()
-    run(state, given.count, given.out)
+    run(state, given.count, given.out, transformers=given.transformers)
     print(table(state))
     print(f"{given.count} graphs in {time.perf_counter() - started:.0f} s, findings in {given.out}")
     return 1 if state.findings else 0
