@@ -26,6 +26,7 @@ from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
+from onnxprune.held import held_weights
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
@@ -50,7 +51,7 @@ from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
 _TRIES = 4  # random inputs tried until one shows more than the model's own noise
-_BUG = "this is a bug in onnxprune: please report it with the model"
+BUG = "this is a bug in onnxprune: please report it with the model"
 
 
 # -- shrink ----------------------------------------------------------------------------------------
@@ -179,8 +180,8 @@ def shrink(
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
-            check = Check(verify, limits, _given_data(data, original), seed)
-        graph = _analyse(original, asked.shapes, asked.analysis, clock)
+            check = Check(verify, limits, given_data(data, original), seed)
+        graph = analysed(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
         (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
@@ -245,7 +246,7 @@ def shrink(
     )
 
 
-def _analyse(
+def analysed(
     model: Model, shapes: Mapping[str, Shape], mode: Mode, clock: Clock
 ) -> DependencyGraph:
     """``analyse`` with its two stages timed apart."""
@@ -296,7 +297,8 @@ def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
 # -- verification ----------------------------------------------------------------------------------
 
 
-def _given_data(data: Path | str | Data | None, model: Model) -> Data | None:
+def given_data(data: Path | str | Data | None, model: Model) -> Data | None:
+    """Data as it is used, read from its file if it is in one."""
     return load_data(data, model) if isinstance(data, str | Path) else data
 
 
@@ -348,10 +350,15 @@ def _verify(
             # What one random input cannot tell from rounding, another may.
             if verdict.status != "not_run":
                 break
+    return judged(verdict, check.limits)
+
+
+def judged(verdict: Verdict, limits: Limits) -> Verdict:
+    """A verdict on a result that may be written; a failed one raises."""
     if verdict.status == "failed":
-        hint = _BUG if verdict.ours else "nothing was written"
+        hint = BUG if verdict.ours else "nothing was written"
         raise VerificationError(verdict.reason, hint=hint)
-    if verdict.status == "not_run" and check.limits != Limits():
+    if verdict.status == "not_run" and limits != Limits():
         raise VerificationError(
             f"{verdict.reason}, so your limit cannot be judged", hint="nothing was written"
         )
@@ -382,7 +389,7 @@ def _measured(
             limits=check.limits,
         )
     if found.status == "failed":
-        hint = _BUG if found.ours else "nothing was written"
+        hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
     if recovered.how == "refit" and found.drift:
@@ -401,6 +408,7 @@ def inspect(
     input_shapes: Mapping[str, Shape] | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
+    sparsity: bool = False,
     progress: Progress | None = None,
 ) -> tuple[DependencyGraph, Report]:
     """What can be pruned, what cannot and why, and what it all costs.
@@ -410,6 +418,7 @@ def inspect(
         input_shapes: Concrete shapes for symbolic inputs.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``.
+        sparsity: Also look what sparsity the weight of every layer has.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -419,10 +428,12 @@ def inspect(
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
-        graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
+        graph = analysed(original, input_shapes or {}, Mode(attention, allow_norm), clock)
         method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
         with clock.stage("select"):
             idle = without_effect(graph)
+        with clock.stage("sparsity"):
+            held = tuple(held_weights(original)) if sparsity else None
     cost = stats(graph)
     return graph, Report(
         verb="inspect",
@@ -441,6 +452,7 @@ def inspect(
         warnings=tuple(heard.messages),
         without_effect=idle,
         layers=layer_reports(graph, cost),
+        held=held,
     )
 
 
@@ -476,12 +488,12 @@ def compare(
         with clock.stage("load"):
             before, after = as_model(first), as_model(second)
             _check_interfaces(before, after)
-            fed = _given_data(data, before)
-        graph = _analyse(before, input_shapes or {}, Mode(), clock)
+            fed = given_data(data, before)
+        graph = analysed(before, input_shapes or {}, Mode(), clock)
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
-        other = _analyse(after, graph.stand_ins, Mode(), clock)
+        other = analysed(after, graph.stand_ins, Mode(), clock)
         timed = _latency(before, after, fed, threads) if latency else None
     costs = stats(graph), stats(other)
     return Report(

@@ -32,8 +32,8 @@ _MOST_OF_ONE = 0.9  # share of one layer that a global sparsity may take, unless
 # TensorRT's layouts for int8.
 _FOR_FLOATS, _FOR_INT8 = (8, 16), (32, 32)
 # Channels from which sparse kernels were seen to pay: of convolutions by NVIDIA's word in TensorRT
-# issue 4065; a product is at least a whole tile of Tensor Cores.
-_PAYS_IN_CONV, _PAYS_IN_PRODUCT = 256, 64
+# issue 4065; nothing better is known of products, so the same.
+_PAYS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,13 @@ class Candidates:
         layers: Every layer.
         owners: Position of the layer that decides, for each tensor that can be cut.
         why: Why a layer stays dense, by position.
+        eligible: Those that could take it, also where the caller leaves them dense.
     """
 
     layers: tuple[SparseLayer, ...]
     owners: tuple[int, ...]
     why: Mapping[int, str]
+    eligible: frozenset[int]
 
 
 def candidates(model: Model, wish: Wish) -> Candidates:
@@ -134,8 +136,12 @@ def candidates(model: Model, wish: Wish) -> Candidates:
     filtered = _filtered(layers, wish)
     why: dict[int, str] = {}
     together: dict[int, list[int]] = {}
+    able: set[int] = set()
     for at, layer in enumerate(layers):
-        reason = _why_not(layer, wish.pattern) or filtered.get(at) or _no_gain(layer, wish)
+        reason = _why_not(layer, wish.pattern)
+        if reason is None:
+            able.add(at)
+            reason = filtered.get(at) or _no_gain(layer, wish)
         if reason is not None:
             why[at] = reason
         if layer.seen is not None:
@@ -147,6 +153,8 @@ def candidates(model: Model, wish: Wish) -> Candidates:
         if bad is not None:
             shared = f"it shares its weight with '{layers[bad].label}': {why[bad]}"
             why.update((at, shared) for at in same if at not in why)
+            if not able.issuperset(same):
+                able.difference_update(same)
             continue
         marks = _marks(layers[first], wish.pattern) if len(same) > 1 else None
         other = next((at for at in same[1:] if not _alike(layers[at], wish.pattern, marks)), None)
@@ -155,9 +163,10 @@ def candidates(model: Model, wish: Wish) -> Candidates:
             for at in same:
                 with_ = names.get(at, layers[first].label)
                 why[at] = f"it shares its weight with '{with_}', along another axis"
+            able.difference_update(same)
             continue
         owners.append(first)
-    return Candidates(layers, tuple(owners), why)
+    return Candidates(layers, tuple(owners), why, frozenset(able))
 
 
 def thin(
@@ -198,7 +207,8 @@ def thin(
     for at, layer in enumerate(found.layers):
         owner = None if layer.seen is None else by_tensor.get(id(layer.stored.tensor))
         if owner is None:
-            table.append(_dense(layer, why.get(at, "its weight cannot be thinned")))
+            could = at in found.eligible and at not in found.owners
+            table.append(replace(_row(layer, done=False), why=why[at], eligible=could))
         elif owner == at:
             table.append(rows[at])
         else:
@@ -234,17 +244,23 @@ def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
     """Why a GPU is not expected to run a layer faster for its pattern; None where it is."""
     if pattern != NM(2, 4):
         return f"GPUs have no kernels for {pattern}"
-    kind = layer.stored.weight.data_type
-    small = kind in (TensorProto.INT8, TensorProto.UINT8)
-    by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
+    reason = _not_aligned(layer)
+    if reason is not None:
+        return reason
     outputs, channels = layer.shape[1], layer.channels
-    if channels % by_channels:
-        return f"{channels} channels to sum over, not a multiple of {by_channels}"
-    if outputs % by_outputs:
-        return f"{outputs} outputs, not a multiple of {by_outputs}"
-    pays = _PAYS_IN_CONV if layer.form in ("conv", "deconv") else _PAYS_IN_PRODUCT
-    if min(channels, outputs) < pays:
-        return f"{channels} channels to {outputs}, sparse kernels pay from {pays}"
+    if min(channels, outputs) < _PAYS:
+        return f"{channels} channels to {outputs}, sparse kernels pay from {_PAYS}"
+    return None
+
+
+def _not_aligned(layer: SparseLayer) -> str | None:
+    """Which side of a layer is no multiple of what sparse kernels want; None where both are."""
+    small = layer.stored.weight.data_type in (TensorProto.INT8, TensorProto.UINT8)
+    by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
+    if layer.channels % by_channels:
+        return f"{layer.channels} channels to sum over, not a multiple of {by_channels}"
+    if layer.shape[1] % by_outputs:
+        return f"{layer.shape[1]} outputs, not a multiple of {by_outputs}"
     return None
 
 
@@ -354,9 +370,10 @@ def _cut(
     reason = gain(layer, pattern)
     return replace(
         _row(layer, done=True),
+        eligible=True,
         pattern=str(pattern),
         sparsity=sparsity,
-        zeros=1 - np.count_nonzero(size) / size.size,
+        zeros=1 - int(np.count_nonzero(size)) / size.size,
         kept=_sum(size) / whole if whole else 1.0,
         error=(_energy(lost) / energy) ** 0.5 if energy else 0.0,
         why="" if reason is None else f"no gain expected: {reason}",
@@ -391,10 +408,6 @@ def _held(layer: SparseLayer, new: AnyArray) -> Callable[[], AnyArray]:
     return lambda: array
 
 
-def _dense(layer: SparseLayer, why: str) -> ThinLayer:
-    return replace(_row(layer, done=False), why=why)
-
-
 def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
     """What there is to say of a layer before anything is done to it."""
     known = bool(layer.form) and 0 < prod(layer.shape) == layer.stored.weight.size
@@ -402,13 +415,12 @@ def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
         node=layer.label,
         op_type=layer.node.op_type,
         tensor=None if layer.seen is None else layer.stored.name,
-        dtype=None
-        if layer.seen is None
-        else TensorProto.DataType.Name(layer.stored.weight.data_type).lower(),
+        data_type=0 if layer.seen is None else layer.stored.weight.data_type,
         done=done,
         axis=layer.axis if known else None,
         groups=layer.groups,
         outputs=layer.shape[1] if known else 0,
         channels=layer.channels if known else 0,
         taps=layer.taps if known else 0,
+        aligned=_not_aligned(layer) is None if known else None,
     )
