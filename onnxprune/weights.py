@@ -531,10 +531,12 @@ def _layer(
         why = f"its weight is {kind}"
     elif not prod(value.shape):
         why = "its weight is empty"
-    elif form in ("conv", "deconv") and (groups < 1 or value.shape[0] % groups):
-        why = f"{value.shape[0]} filters in {groups} groups"
-    elif groups > 1 and (value.shape[1] if form == "conv" else value.shape[0] // groups) == 1:
-        why = "depthwise: each output sums over 1 channel"
+    elif form in ("conv", "deconv"):
+        filters = value.shape[0]
+        if groups < 1 or filters % groups:
+            why = f"{filters} filters in {groups} groups"
+        elif groups > 1 and (value.shape[1] if form == "conv" else filters // groups) == 1:
+            why = "depthwise: each output sums over 1 channel"
     return SparseLayer(node, scope, position, value, form, groups, why)
 
 
