@@ -465,6 +465,15 @@ def shrink(
         Schedule,
         typer.Option("--schedule", help="Much goes in the first steps, or as much in each."),
     ] = Schedule.polynomial,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            "--then",
+            metavar="PATTERN",
+            help="Impose a sparsity pattern on what is left, such as 2:4; widths are rounded for "
+            "it.",
+        ),
+    ] = None,
     verify: Annotated[
         Level,
         typer.Option(
@@ -537,6 +546,7 @@ def shrink(
             attention=attention is not CutAttention.auto,
             steps=steps != 1,
             schedule=schedule is not Schedule.polynomial,
+            then=then,
             allow_norm=allow_norm,
             input_shape=input_shape,
         )
@@ -566,6 +576,7 @@ def shrink(
             restore=restore.value,
             steps=steps,
             schedule=schedule.value,
+            then=then,
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from onnxprune.errors import BUG, VerificationError
 from onnxprune.io import Model, Weight
 from onnxprune.patterns import NM, Block, Kernel, holds, misfit, zero_units
 from onnxprune.thin import Thinned
@@ -15,14 +16,24 @@ from onnxprune.weights import SparseLayer, sparse_layers
 _BLOCKS = (Block(1, 4), Block(4, 1), Block(2, 2), Block(4, 4))
 
 
-def fault(original: Model, written: Model, thinned: Thinned, *, as_they_were: bool) -> str | None:
+def check_held(original: Model, written: Model, thinned: Thinned) -> None:
+    """Refuse a model in which the pattern does not hold, or in which something else changed.
+
+    Raises:
+        VerificationError: That is so.
+    """
+    wrong = fault(original, written, thinned)
+    if wrong is not None:
+        raise VerificationError(wrong, hint=BUG)
+
+
+def fault(original: Model, written: Model, thinned: Thinned) -> str | None:
     """What is wrong with a model that was to hold a pattern and be the original otherwise.
 
     Args:
         original: The model before.
         written: The model after, as it was read back.
         thinned: What was done.
-        as_they_were: Weights that stay have their old values.
     """
     pattern = thinned.wish.pattern
     rows = {str(one.tensor): one for one in thinned.done}
@@ -34,7 +45,7 @@ def fault(original: Model, written: Model, thinned: Thinned, *, as_they_were: bo
             continue
         if not holds(pattern, layer.matrix(), row.sparsity, taps=layer.taps):
             return f"the weight of '{layer.label}' does not hold {pattern} in the written file"
-        if as_they_were and not _thinned(layer, before[layer.stored.name]):
+        if thinned.as_they_were and not _thinned(layer, before[layer.stored.name]):
             return f"the weight of '{layer.label}' has other values than zeros that are new"
         missing.pop(layer.stored.name, None)
     if missing:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import lzma
 import math
-from collections.abc import Iterable
 
 from onnxprune.errors import RecipeError, UnsupportedModelError, UsageError
 from onnxprune.io import Model, write_to
 from onnxprune.patterns import NM, Block, Kernel, parse
-from onnxprune.recipe import SparsifyOptions
+from onnxprune.recipe import Recipe, SparsifyOptions
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, thin
 from onnxprune.types import Sparsified, ThinLayer
 from onnxprune.validate import bits
@@ -28,13 +27,24 @@ def check_method(method: str) -> None:
         raise UsageError(f"method is '{method}'", hint=f"give one of {', '.join(METHODS)}")
 
 
-def impose(model: Model, options: SparsifyOptions, wish: Wish) -> Thinned:
+def halved(pattern: str) -> SparsifyOptions:
+    """Options for a pattern alone: half goes, where it does not imply a share.
+
+    Raises:
+        UsageError: There is no such pattern.
+    """
+    implied = isinstance(parse(pattern), NM)
+    return options_of(Wish.read(pattern, None if implied else 0.5), MAGNITUDE)
+
+
+def impose(model: Model, options: SparsifyOptions) -> Thinned:
     """Thin every layer that can take the pattern.
 
     Raises:
+        UsageError: ``ignore`` or ``only`` matches nothing.
         UnsupportedModelError: None can.
     """
-    found = thin(model, wish)
+    found = thin(model, wish_of(options))
     if not any(one.eligible for one in found.layers):
         reasons = list(dict.fromkeys(f"{one.node}: {one.why}" for one in found.layers))
         said = "; ".join(reasons[:3]) or "it has no layer with a weight"
@@ -68,14 +78,14 @@ def options_of(wish: Wish, method: str) -> SparsifyOptions:
     )
 
 
-def check_replay(recorded: Iterable[tuple[str, int, str]], found: Thinned) -> None:
+def check_replay(recipe: Recipe, found: Thinned) -> None:
     """Refuse a model in which a recipe thins other tensors than it says.
 
     Raises:
         RecipeError: It was made for another model.
     """
     made = {(one.tensor, one.axis, one.pattern) for one in found.done}
-    if made != set(recorded):
+    if made != {(entry.tensor, entry.axis, entry.pattern) for entry in recipe.sparsity}:
         raise RecipeError("the recipe does not fit this model: other weights would be thinned")
 
 

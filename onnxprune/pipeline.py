@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
-from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
+from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
-from onnxprune.held import held_weights
+from onnxprune.held import check_held, held_weights
+from onnxprune.impose import check_replay, halved, impose, sparsified
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
@@ -43,15 +44,15 @@ from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
+from onnxprune.thin import Thinned
 from onnxprune.timing import compare_timings, measure
 from onnxprune.twin import masked_twin
-from onnxprune.types import Latency, Limits, Refitted, Report, Shape, Verdict
+from onnxprune.types import Latency, Limits, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
 _TRIES = 4  # random inputs tried until one shows more than the model's own noise
-BUG = "this is a bug in onnxprune: please report it with the model"
 
 
 # -- shrink ----------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ def shrink(
     restore: str = "auto",
     steps: int = 1,
     schedule: str = "polynomial",
+    then: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -129,6 +131,9 @@ def shrink(
         steps: In how many steps to cut: what is left is ranked again, and restored, after each.
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
+        then: Sparsity pattern such as ``2:4`` to impose on what is left, smallest weights first;
+            ``round_to`` is then ``auto``, and knows of it, unless it is more than 1. Patterns that
+            imply no share of their own take half.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -167,6 +172,7 @@ def shrink(
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
+    pattern = None if then is None else halved(then)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -175,7 +181,7 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate, restore, steps, schedule,
+            dict(targets or {}), aggregate, restore, steps, schedule, pattern,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
@@ -196,18 +202,28 @@ def shrink(
                 "the recipe's weights were refitted to data, these are not: "
                 "give data to refit them again"
             )
-        level = "twin" if restoring != "none" and check.level == "full" else check.level
+        later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
+        level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
         )
-        layers: tuple[Refitted, ...] = ()
+        recovered = thinned = None
+        whole = surgery.model
         if restoring != "none":
             with clock.stage("restore"):
                 recovered = restored(plan, surgery, restoring, check, clock)
-            surgery, layers, restoring = recovered.surgery, recovered.layers, recovered.how
+            surgery, restoring = recovered.surgery, recovered.how
+            whole = surgery.model
+        if asked.sparse is not None:
+            with clock.stage("sparsify"):
+                thinned = impose(whole, asked.sparse)
+                if given is not None:
+                    check_replay(given, thinned)
+            surgery = replace(surgery, model=thinned.model)
+        if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         options = asked.options(method, restoring, plan.graph.tracer.attention)
-        made, written = _with_recipe(surgery, original, options)
+        made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
@@ -217,7 +233,8 @@ def shrink(
                 kept = written or _empty_recipe(made, original, options)
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
-                made, output, recipes, force=force
+                made, output, recipes, force=force,
+                check=None if verify == "none" else _pattern_check(whole, thinned),
             )  # fmt: skip
             if output is not None:
                 size = sum(count for path, count in files.items() if path not in recipes)
@@ -231,18 +248,23 @@ def shrink(
         importance=method,
         importance_why=why,
         exact=graph.exact(plan.keep),
-        groups=group_reports(graph, plan.keep, plan.why, aligned=asked.round_to != 1),
+        groups=group_reports(
+            graph, plan.keep, plan.why, aligned=asked.round_to != 1, sparse=asked.for_runs
+        ),
         verdict=verdict,
         stand_ins=graph.stand_ins,
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
-        restored=layers,
+        restored=() if recovered is None else recovered.layers,
         written=tuple(files),
         latency=times,
-        layers=layer_reports(graph, before, after),
+        layers=layer_reports(graph, before, after, sparse=asked.for_runs),
         rounded=asked.rounding != 1,
+        sparsified=None
+        if thinned is None or asked.sparse is None
+        else sparsified(thinned, asked.sparse, whole, made, xz=False),
     )
 
 
@@ -280,13 +302,21 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
 
 
 def _with_recipe(
-    surgery: Surgery, original: Model, options: Options
+    surgery: Surgery, original: Model, options: Options, thinned: Thinned | None
 ) -> tuple[Model, Recipe | None]:
     """The new model with its recipe inside; unchanged, and no recipe, where nothing was removed."""
-    if not surgery.removed:
+    sparse = () if thinned is None else thinned.done
+    if not surgery.removed and not sparse:
         return surgery.model, None
-    written = build(original, surgery, options, __version__)
+    written = build(original, surgery, options, __version__, sparse)
     return embed(surgery.model, written), written
+
+
+def _pattern_check(whole: Model, thinned: Thinned | None) -> Callable[[Model], None] | None:
+    """What is asked of the written file where a pattern was imposed."""
+    if thinned is None:
+        return None
+    return lambda written: check_held(whole, written, thinned)
 
 
 def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
@@ -373,12 +403,13 @@ def _measured(
     proved: Verdict,
     check: Check,
     clock: Clock,
-    recovered: Restored,
+    recovered: Restored | None,
 ) -> Verdict:
-    """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
+    """The verdict on what is written: the proof of the plain cut, and its own drift."""
     if check.level == "none":
         return proved
-    data = check.data if check.data is not None else recovered.unseen
+    unseen = None if recovered is None else recovered.unseen
+    data = check.data if check.data is not None else unseen
     with clock.stage("verify"):
         found = run_checks(
             graph.graph.source,
@@ -392,6 +423,8 @@ def _measured(
         hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
+    if recovered is None:
+        return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
     if recovered.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
     if recovered.note and recovered.surgery.restored:

@@ -17,19 +17,18 @@ from onnxprune.checks import (
 )
 from onnxprune.cost import stats
 from onnxprune.data import Data
-from onnxprune.errors import RecipeError, VerificationError
+from onnxprune.errors import RecipeError
 from onnxprune.groups import DependencyGraph
-from onnxprune.held import fault
+from onnxprune.held import check_held
 from onnxprune.impose import (
     check_method,
     check_replay,
     impose,
     options_of,
     sparsified,
-    wish_of,
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
-from onnxprune.pipeline import BUG, analysed, given_data, judged, made_up_data
+from onnxprune.pipeline import analysed, given_data, judged, made_up_data
 from onnxprune.recipe import Options, Recipe, SparsifyOptions, build, embed, read, same_layout
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
@@ -38,7 +37,7 @@ from onnxprune.report.tables import thin_csv
 from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
-from onnxprune.thin import MAGNITUDE, Thinned, Wish
+from onnxprune.thin import Thinned, Wish
 from onnxprune.types import Limits, Report, Shape, Verdict
 from onnxprune.verify import verify as run_checks
 
@@ -125,7 +124,6 @@ def sparsify(
         options = options_of(wish, method)
     else:
         options = _recorded(given)
-        wish = wish_of(options)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
@@ -136,12 +134,12 @@ def sparsify(
                 same_layout(original, given)
         graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
         with clock.stage("sparsify"):
-            found = impose(original, options, wish)
+            found = impose(original, options)
             if given is not None:
-                check_replay(((e.tensor, e.axis, e.pattern) for e in given.sparsity), found)
+                check_replay(given, found)
         if not found.done:
             _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
-        verdict = checked(original, graph, found, options, check, clock)
+        verdict = _checked(original, graph, found, check, clock)
         written = build(
             original,
             Surgery(found.model, (), {}, (), ()),
@@ -168,7 +166,7 @@ def sparsify(
                     force=force,
                     check=None
                     if verify == "none"
-                    else lambda again: holding(original, again, found, options),
+                    else lambda again: check_held(original, again, found),
                 )
             )
         after = before
@@ -214,11 +212,10 @@ def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping
     return (given or {}) if recipe is None else recipe.options.input_shape
 
 
-def checked(
+def _checked(
     original: Model,
     graph: DependencyGraph,
     found: Thinned,
-    options: SparsifyOptions,
     check: Check,
     clock: Clock,
 ) -> Verdict:
@@ -226,7 +223,7 @@ def checked(
     if check.level == "none":
         return NOT_VERIFIED
     with clock.stage("verify"):
-        holding(original, found.model, found, options)
+        check_held(original, found.model, found)
         verdict = run_checks(
             original,
             found.model,
@@ -236,10 +233,3 @@ def checked(
             limits=check.limits,
         )
     return judged(verdict, check.limits)
-
-
-def holding(original: Model, written: Model, found: Thinned, options: SparsifyOptions) -> None:
-    """Refuse a model in which the pattern does not hold, or in which something else changed."""
-    wrong = fault(original, written, found, as_they_were=options.method == MAGNITUDE)
-    if wrong is not None:
-        raise VerificationError(wrong, hint=BUG)

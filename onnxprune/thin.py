@@ -96,12 +96,14 @@ class Thinned:
         wish: What was asked for.
         layers: Every layer, with what was done or why nothing was.
         owners: For each tensor that was thinned, the layer whose matrices were cut.
+        as_they_were: Weights that stay have their old values.
     """
 
     model: Model
     wish: Wish
     layers: tuple[ThinLayer, ...]
     owners: tuple[SparseLayer, ...] = field(repr=False)
+    as_they_were: bool = True
 
     @property
     def done(self) -> tuple[ThinLayer, ...]:
@@ -215,7 +217,9 @@ def thin(
             shared = f"shares its weight with '{found.layers[owner].label}'"
             table.append(replace(rows[owner], node=layer.label, op_type=layer.node.op_type,
                                  why=shared, shared=True))  # fmt: skip
-    return Thinned(replaced(model, changes), wish, tuple(table), tuple(owners))
+    return Thinned(
+        replaced(model, changes), wish, tuple(table), tuple(owners), as_they_were=values is None
+    )
 
 
 # -- who can take it -------------------------------------------------------------------------------

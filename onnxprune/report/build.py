@@ -91,10 +91,12 @@ def group_reports(
     why: Mapping[int, str] | None = None,
     *,
     aligned: bool = False,
+    sparse: bool = False,
 ) -> tuple[GroupReport, ...]:
     """Every group as reports show it; without ``keep`` nothing went.
 
-    With ``aligned`` each says whether its width suits the hardware, and if not, why.
+    With ``aligned`` each says whether its width suits the hardware, and if not, why; with
+    ``sparse``, whether it suits a 2:4 pattern.
     """
     found = (
         _group(group, (keep or {}).get(group.id), (why or {}).get(group.id, ""))
@@ -102,7 +104,7 @@ def group_reports(
     )
     if not aligned:
         return tuple(found)
-    alignment = Alignment(graph)
+    alignment = Alignment(graph, sparse=sparse)
     return tuple(
         replace(one, why=_joined(one.why, alignment.said(group, one.kept)))
         for one, group in zip(found, graph.groups, strict=True)

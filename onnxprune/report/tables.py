@@ -58,12 +58,16 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     if verbose or report.rounded:
         yield from _alignment_lines(report.layers)
     yield from _restored_lines(report, verbose=verbose)
+    if report.sparsified is not None:
+        if verbose:
+            yield thin_table(report.sparsified.layers)
+        yield from map(_line, _sparse_lines(report.sparsified))
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
-        yield _line(f"next: trtexec --onnx={shlex.quote(report.output_path)}")
+        yield _line(_next(report))
 
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
@@ -136,8 +140,13 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
-        flag = " --sparsity=enable" if found.pattern == "2:4" else ""
-        yield _line(f"next: trtexec --onnx={shlex.quote(report.output_path)}{flag}")
+        yield _line(_next(report))
+
+
+def _next(report: Report) -> str:
+    found = report.sparsified
+    flag = " --sparsity=enable" if found is not None and found.pattern == "2:4" else ""
+    return f"next: trtexec --onnx={shlex.quote(report.output_path or '')}{flag}"
 
 
 def _sparse_lines(found: Sparsified) -> Iterable[str]:
@@ -499,6 +508,13 @@ def _verdict(report: Report) -> str:
             return "not verified: untestable"
     if report.verb == "sparsify":
         return "pattern holds, loads and runs"
+    if report.sparsified is not None:
+        return f"{_proof(report)}, then {report.sparsified.pattern}, which holds"
+    return _proof(report)
+
+
+def _proof(report: Report) -> str:
+    """What the cut itself was held against."""
     if report.exact is False:
         return "not exact: statistics of a normalisation changed"
     if report.importance == "lossless":
