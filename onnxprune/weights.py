@@ -315,7 +315,9 @@ class SparseLayer:
                 return cut.transpose(0, 2, 3, 1).reshape(self.shape)
             case "rows":
                 return weight.reshape(self.shape)
-        return weight.reshape(groups, self.channels, outputs).transpose(0, 2, 1)
+        return np.ascontiguousarray(
+            weight.reshape(groups, self.channels, outputs).transpose(0, 2, 1)
+        )
 
     def _uncut(self, matrix: NDArray[Scalar]) -> NDArray[Scalar]:
         groups, outputs, _ = self.shape
