@@ -155,7 +155,8 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
     own = [one for one in done if not one.shared]
     size = sum(one.size for one in own)
     dense = len(found.layers) - len(done)
-    line = f"{found.pattern} in {_layers(len(done))}" + (f", {dense} stay dense" if dense else "")
+    line = f"{found.pattern} in {_layers(len(done))}"
+    line += f", {dense} stay{'s' if dense == 1 else ''} dense" if dense else ""
     if size:
         zeros = sum(one.zeros * one.size for one in own) / size
         line += f" · {100 * zeros:.1f} % of {number(size)} weights are zero"
@@ -487,12 +488,15 @@ def _closing(report: Report) -> str:
     """Last line of a run, in one line whatever happens."""
     before, after = report.before, report.after
     assert after is not None
-    parts = [
-        f"saved {report.output_path}" if report.output_path else "nothing saved",
-        f"{number(before.params)} → {number(after.params)} params",
-        f"{number(before.macs)} → {number(after.macs)} MACs",
-        _verdict(report),
-    ]
+    parts = [f"saved {report.output_path}" if report.output_path else "nothing saved"]
+    if report.verb == "sparsify" and report.sparsified is not None:
+        layers = report.sparsified.layers
+        done = sum(one.done for one in layers)
+        parts.append(f"{report.sparsified.pattern} in {done} of {_layers(len(layers))}")
+    else:
+        parts.append(f"{number(before.params)} → {number(after.params)} params")
+        parts.append(f"{number(before.macs)} → {number(after.macs)} MACs")
+    parts.append(_verdict(report))
     worst = worst_drift(report)
     if worst is not None:
         where = " on random input" if _random(report) else ""
