@@ -338,8 +338,9 @@ def _shares(found: Candidates, wish: Wish) -> Mapping[int, float]:
         layer = found.layers[at]
         units = patterns.units(wish.pattern, np.abs(layer.matrix()), taps=layer.taps).reshape(-1)
         mean = units.astype(np.float32) * np.float32(units.size / prod(layer.shape))
-        keep = ~patterns.best(mean, patterns.gone(mean.size, most))
-        scores.append(np.where(keep, mean, np.inf))
+        np.nan_to_num(mean, copy=False, nan=np.inf)  # such a layer stays dense
+        may_go = ~patterns.best(mean, patterns.gone(mean.size, most))
+        scores.append(np.where(may_go, mean, np.inf))
     everything = np.concatenate(scores)
     keep = patterns.best(everything, patterns.gone(everything.size, wish.sparsity))
     shares, begin = {}, 0

@@ -520,3 +520,47 @@ def test_values_of_a_caller_are_written_where_they_belong() -> None:
 
     found = thin(model, Wish.read("2:4", None), doubled)
     assert np.array_equal(array(found.model, "w"), 2 * old * (np.arange(8) % 4 < 2)[:, None])
+
+
+def test_stack_that_is_transposed_in_batches_stays_dense() -> None:
+    model = one_layer(
+        "com.microsoft.FusedMatMul<transBatchB=1>(x, w)", "2,3,8", weights(8, 2, 4), MS
+    )
+    assert "transposes batches" in thinned(model).layers[0].why
+
+
+def test_weight_in_the_body_of_a_loop_is_thinned() -> None:
+    text = """
+    g (float[3,8] x, int64 n, bool c) => (float[3,8] y) {
+      y = Loop (n, c, x) <body = b (int64 i, bool go, float[3,8] s) => (bool on, float[3,8] r)
+        { k = Constant<value = float[8,8] {%s}>() on = Identity(go) r = MatMul(s, k) }>
+    }"""
+    model = parsed(text % ",".join(f"{v:.6f}" for v in weights(64)))
+    found = thinned(model)
+
+    def inner(one: Model) -> AnyArray:
+        return numpy_helper.to_array(one.proto.graph.node[0].attribute[0].g.node[0].attribute[0].t)
+
+    assert [one.tensor for one in found.done] == ["y/k"]
+    assert_best(inner(found.model), inner(model), 0)
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_weight_of_four_bits_in_blocks_is_zero_at_its_zero_points(kind: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, kind))
+    rng = np.random.default_rng(0)
+    low = -8 if kind == "int4" else 0
+    stored = rng.integers(low, low + 16, (16, 6)).astype(dtype)
+    scale = rng.uniform(0.01, 0.1, (2, 6)).astype(np.float32)
+    zero = rng.integers(low + 4, low + 12, (2, 6)).astype(dtype)
+    model = parsed(
+        "g (float[3,16] x) => (float[3,6] y) "
+        "{ t = DequantizeLinear<axis=0, block_size=8>(w, s, z) y = MatMul(x, t) }",
+        w=stored, s=scale, z=zero,
+    )  # fmt: skip
+    new = array(thinned(model).model, "w")
+    assert new.dtype == dtype
+    shift, factor = (np.repeat(one.astype(np.float64), 8, axis=0) for one in (zero, scale))
+    assert_best(
+        (new.astype(np.float64) - shift) * factor, (stored.astype(np.float64) - shift) * factor, 0
+    )
