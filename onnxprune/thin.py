@@ -80,7 +80,7 @@ class Wish:
             )
         if only_gain and found != NM(2, 4):
             raise UsageError(
-                f"GPUs have no kernels for pattern {found}, so none of it gains",
+                f"TensorRT has no kernels for pattern {found}, so no layer gains",
                 hint="--only-gain goes with --pattern 2:4",
             )
         share = patterns.sparsity_of(found, sparsity)
@@ -247,7 +247,7 @@ def _no_gain(layer: SparseLayer, wish: Wish) -> str | None:
 def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
     """Why a GPU is not expected to run a layer faster for its pattern; None where it is."""
     if pattern != NM(2, 4):
-        return f"GPUs have no kernels for {pattern}"
+        return f"TensorRT has no kernels for {pattern}"
     reason = _not_aligned(layer)
     if reason is not None:
         return reason
@@ -381,7 +381,7 @@ def _cut(
         zeros=1 - int(np.count_nonzero(size)) / size.size,
         kept=_sum(size) / whole if whole else 1.0,
         error=(_energy(lost) / energy) ** 0.5 if energy else 0.0,
-        why="" if reason is None else f"no gain expected: {reason}",
+        why=f"no gain expected: {reason}" if reason and pattern == NM(2, 4) else "",
         gains=reason is None,
     ), compute
 

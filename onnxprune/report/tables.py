@@ -172,8 +172,8 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
         )
     else:
         yield (
-            f"no GPU library has kernels for {found.pattern}: nothing runs faster, it saves bytes "
-            "where the file is compressed"
+            f"TensorRT and ONNX Runtime have no kernels for {found.pattern}: nothing runs faster, "
+            "it saves bytes where the file is compressed"
         )
     line = f"thinned weights: {_size(found.dense_bytes)} as stored, "
     line += f"{_size(found.packed_bytes)} as values and positions"
