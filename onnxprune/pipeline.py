@@ -285,7 +285,7 @@ def analysed(
 
 
 def _why_nothing(plan: PruningPlan, asked: Request) -> str:
-    round_to, ratio = asked.round_to, asked.ratio
+    round_to, ratio = asked.rounding, asked.ratio
     if asked.exactly:
         return "no channel is without effect"
     if asked.allowance is not None:
