@@ -1,9 +1,9 @@
 """How many channels suit the hardware: what each layer wants, and what each group is rounded to.
 
 Tensor Cores take channels in and out of a layer in eights for floats, in sixteens where the weight
-holds a 2:4 pattern or is to, and in TensorRT's int8 layouts in thirty-twos; a width between two multiples
-is padded to the next and costs as much (NVIDIA, "Optimizing for Tensor Cores" in TensorRT's best
-practices, and "Matrix Multiplication Background"). Their largest tile is 64 wide.
+holds a 2:4 pattern or is to, and in TensorRT's int8 layouts in thirty-twos; a width between two
+multiples is padded to the next and costs as much (NVIDIA, "Optimizing for Tensor Cores" in
+TensorRT's best practices, and "Matrix Multiplication Background"). Their largest tile is 64 wide.
 
 What a group of coupled channels is rounded to:
 
