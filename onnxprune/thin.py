@@ -150,25 +150,29 @@ def candidates(model: Model, wish: Wish) -> Candidates:
             together.setdefault(id(layer.stored.tensor), []).append(at)
     owners: list[int] = []
     for same in together.values():
-        first = same[0]
+        apart = _apart(layers, same, wish.pattern)
         bad = next((at for at in same if at in why), None)
         if bad is not None:
             shared = f"it shares its weight with '{layers[bad].label}': {why[bad]}"
             why.update((at, shared) for at in same if at not in why)
-            if not able.issuperset(same):
-                able.difference_update(same)
-            continue
-        marks = _marks(layers[first], wish.pattern) if len(same) > 1 else None
-        other = next((at for at in same[1:] if not _alike(layers[at], wish.pattern, marks)), None)
-        if other is not None:
-            names = {first: layers[other].label, other: layers[first].label}
+        elif apart is not None:
             for at in same:
-                with_ = names.get(at, layers[first].label)
-                why[at] = f"it shares its weight with '{with_}', along another axis"
+                other = layers[same[0] if at != same[0] else apart].label
+                why[at] = f"it shares its weight with '{other}', along another axis"
+        else:
+            owners.append(same[0])
+        if apart is not None or not able.issuperset(same):
             able.difference_update(same)
-            continue
-        owners.append(first)
     return Candidates(layers, tuple(owners), why, frozenset(able))
+
+
+def _apart(layers: Sequence[SparseLayer], same: Sequence[int], pattern: Pattern) -> int | None:
+    """First of some layers that share a tensor whose pattern would lie otherwise in it."""
+    if len(same) < 2 or any(_why_not(layers[at], pattern) for at in same):
+        return None
+    marks = _marks(layers[same[0]], pattern)
+    return next((at for at in same[1:] if not np.array_equal(_marks(layers[at], pattern), marks)),
+                None)  # fmt: skip
 
 
 def thin(
@@ -191,8 +195,9 @@ def thin(
     """
     found = candidates(model, wish)
     shares = _shares(found, wish)
-    why, changes = dict(found.why), dict[int, Callable[[], AnyArray]]()
+    changes: dict[int, Callable[[], AnyArray]] = {}
     rows: dict[int, ThinLayer] = {}
+    unfit: dict[int, str] = {}  # why a tensor that could be cut is not, once its values are known
     owners: list[SparseLayer] = []
     for number, at in enumerate(found.owners):
         layer = found.layers[at]
@@ -200,17 +205,20 @@ def thin(
             step(number, len(found.owners), layer.label)
         cut = _cut(layer, wish.pattern, shares[at], values)
         if isinstance(cut, str):
-            why[at] = cut
+            unfit[id(layer.stored.tensor)] = cut
             continue
         rows[at], changes[id(layer.stored.tensor)] = cut
         owners.append(layer)
     by_tensor = {id(found.layers[at].stored.tensor): at for at in rows}
     table = []
     for at, layer in enumerate(found.layers):
-        owner = None if layer.seen is None else by_tensor.get(id(layer.stored.tensor))
-        if owner is None:
-            could = at in found.eligible and at not in found.owners
-            table.append(replace(_row(layer, done=False), why=why[at], eligible=could))
+        tensor = None if layer.seen is None else id(layer.stored.tensor)
+        owner = None if tensor is None else by_tensor.get(tensor)
+        if tensor in unfit:
+            table.append(replace(_row(layer, done=False), why=unfit[tensor]))
+        elif owner is None:
+            could = at in found.eligible
+            table.append(replace(_row(layer, done=False), why=found.why[at], eligible=could))
         elif owner == at:
             table.append(rows[at])
         else:
@@ -294,10 +302,6 @@ def _is_named(layer: SparseLayer, glob: str) -> bool:
     names = [layer.label, layer.node.name, layer.key]
     names += [] if layer.seen is None else [layer.stored.name, layer.stored.weight.name]
     return any(fnmatchcase(name, glob) for name in names)
-
-
-def _alike(layer: SparseLayer, pattern: Pattern, marks: IntArray | None) -> bool:
-    return marks is not None and np.array_equal(_marks(layer, pattern), marks)
 
 
 def _marks(layer: SparseLayer, pattern: Pattern) -> IntArray:

@@ -440,6 +440,11 @@ def test_weight_with_nan_stays_dense() -> None:
     old[3, 2] = np.nan
     model = parsed("g (float[3,8] x) => (float[3,4] y) { y = MatMul(x, w) }", w=old)
     assert "NaN" in thinned(model).layers[0].why
+    twice = parsed("g (float[3,8] x) => (float[3,8] y) { h = MatMul(x, w) y = MatMul(h, w) }",
+                   w=np.full((8, 8), np.inf, np.float32))  # fmt: skip
+    assert [("NaN" in one.why, one.eligible) for one in thinned(twice).layers] == [
+        (True, False)
+    ] * 2
 
 
 def two_layers(first: int = 8) -> Model:
