@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module may import only from modules above it, inside functions too.
 ORDER = tuple(
     """
-    errors types dims validate functions patterns io weights replaced thin held
+    errors types dims validate functions patterns io chains presented weights replaced thin held
     effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
