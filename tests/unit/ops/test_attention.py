@@ -142,6 +142,17 @@ def test_queries_keys_and_values_in_one_tensor_are_cut_where_they_lie(
     assert masks == ([] if mode == "heads" else queries)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_learned_queries_keys_or_values_go_by_dimensions_as_computed_ones(name: str) -> None:
+    given = ", ".join("learned" if one == name else one for one in "qkv")
+    node = f"o = com.microsoft.MultiHeadAttention<num_heads=4>({given})"
+    found = projected(node, learned=(2, 6, 16))
+    graph = analyse(found, attention="dims")
+    assert {len(cell) for group in graph.prunable for cell in group.cells} == {4}
+    assert_exact(found, attention="dims")
+    assert_exact(found, attention="heads", some=False)
+
+
 def test_attention_none_keeps_queries_and_keys_of_a_fused_operator() -> None:
     found = projected(MHA.format(more=""))
     graph = analyse(found, attention="none")
