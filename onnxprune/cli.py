@@ -495,7 +495,10 @@ def shrink(
             allow_norm=allow_norm,
             steps=steps != 1,
             schedule=schedule is not Schedule.polynomial,
+            restore=restore is not Restoring.auto,
         )
+    if steps == 1 and schedule is not Schedule.polynomial:
+        raise UsageError("--schedule says how --steps share the work", hint="--steps 3")
     if recipe is not None:
         _refuse_beside(
             "--recipe, which fixes it",
@@ -818,7 +821,10 @@ def _shares(given: Sequence[str] | None) -> dict[str, float]:
 
 def _multiple(text: str) -> int | str:
     """What ``--round-to`` says: a whole number, or auto."""
-    return text if text == "auto" else _whole(1)(text)
+    try:
+        return text if text == "auto" else _whole(1)(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{error}; give a whole number, or auto") from None
 
 
 def _ratios(given: Sequence[str] | None) -> dict[str, float]:

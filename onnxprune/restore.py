@@ -18,12 +18,14 @@ from onnxprune import fields
 from onnxprune.activations import activation_behind
 from onnxprune.affine import Affine
 from onnxprune.bases import Streams
+from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
 from onnxprune.io import Model
 from onnxprune.prepare import prepare
 from onnxprune.problem import Problem
+from onnxprune.products import Products
 from onnxprune.select import PruningPlan
 from onnxprune.sites import Site, Unfit, sites
 from onnxprune.stepwise import Stepwise, Values
@@ -93,10 +95,20 @@ class _Refit:
         self.rng = rng
         self.written = prepare(pruned)
         self.left: set[str] = set()  # layers whose weights stay
-        finder = Streams(plan, self.original, self.survivors)
-        self.streams = [one for one in finder.candidates() if one.group.id not in plain]
+        carried = Carried(plan, self.original, self.survivors)
+        finders: tuple[Streams | Products, ...] = (Streams(carried), Products(carried))
+        sought = [[s for s in one.candidates() if s.group.id not in plain] for one in finders]
+        self.streams = [one for found in sought for one in found]
         found = self._sites(unfused(self.written).graph)
-        self.streams, self.bases = finder.bases(finder.confirmed(self.streams, found), found, data)
+        fit = {site.layer.node.key: site for site in found if isinstance(site, Site)}
+        mixtures = [
+            mixture
+            for finder, some in zip(finders, sought, strict=True)
+            for mixture in finder.mixtures(finder.confirmed(some, fit), fit, data)
+        ]
+        gaining = {mixture.stream.group.id for mixture in mixtures}
+        self.streams = [one for one in self.streams if one.group.id in gaining]
+        self.bases = carried.bases(mixtures)
         self.added = self._add_biases()
         self.work = unfused(self.written).graph
         self.found = self._sites(self.work)

@@ -33,6 +33,8 @@ from onnxprune.types import BoolArray, IntArray, Shape
 _MOST_PASSES = 12
 # Operators that present a constant element by element, so that slots of its elements carry over.
 _QUANTIZING = {"DequantizeLinear", "QuantizeLinear"}
+# Operators that make as many equal elements as a shape says.
+_REPEATING = {"ConstantOfShape", "Expand"}
 PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
 
 
@@ -188,6 +190,8 @@ class _Walk:
         rule = self._effects(view, self.tracer.entries[node.index], run)
         for effect in rule:
             self.take(effect, node.label, node)
+        if node.op_type in _REPEATING:
+            view.out([*view.outputs.get(0, []), *self._repeated(view)])
         if all(v.derived for v in view.present) and view.present:
             self._note_derived(view, run)
         for position, name in enumerate(last.outputs):
@@ -248,6 +252,20 @@ class _Walk:
             return _movement_effects(view, entry)
         assert entry.rule is not None
         return entry.rule(view)
+
+    def _repeated(self, view: OpView) -> list[IntArray]:
+        """Fields of copies that are as many as the channels of another tensor: they go together."""
+        shape = view.node.inputs[-1]
+        maker = self.graph.producer.get(shape)
+        made = view.out_shapes[0]
+        if maker is None or maker.op_type != "Shape" or maker.has("start") or maker.has("end"):
+            return []
+        source = view.x.shape if len(view.inputs) > 1 else ()
+        if made is None or made != self.env.shape(maker.inputs[0]):
+            return []
+        before = fields.lift_shape(source, len(made))
+        found = self.trace.fields.get(maker.inputs[0], [])
+        return [f for f in found if all(before[axis] == 1 for axis in fields.varying(f))]
 
     def _matters(self, name: str) -> bool:
         return name in self.trace.fields or name not in self.graph.constants

@@ -93,14 +93,19 @@ def contract(
     right, effects = _contracted(b, k, k + 1)
     yield from effects
     passed: list[IntArray] = []
+    rows_left: list[IntArray] = []
+    rows_right: list[IntArray] = []
     if len(left) == 1 and len(right) == 1:
         passed += yield from _pair(op, a, b, (left[0], right[0]), masked)
     else:
-        yield from op.freeze_fields(left, "sums over channels the other side cannot cut", a.name)
-        yield from op.freeze_fields(right, "sums over channels the other side cannot cut", b.name)
+        rows_left = yield from _alone(op, a, k, left)
+        rows_right = yield from _alone(op, b, k, right)
+    a = replace(a, fields=[*a.off([k]), *rows_left])
+    b = replace(b, fields=[*b.off([k]), *rows_right])
     for own, other in ((a, b), (b, a)):
-        for f in own.off([k]):
-            merged = yield from _meet_batch(op, f, (own, other), k, passed)
+        met: dict[int, list[IntArray]] = {}
+        for f in own.fields:
+            merged = yield from _meet_batch(op, f, (own, other), k, (passed, met))
             if own.derived and f.shape[k + 1 if own is b else k - 1] > 1:
                 yield Produces(f)
             if not merged:
@@ -174,6 +179,22 @@ def _pair(
     return []
 
 
+def _alone(
+    op: OpView, value: Value, k: int, found: list[IntArray]
+) -> Generator[Effect, None, list[IntArray]]:
+    """Fields on the contracted axis that meet none there: rows on batch axes may still go whole."""
+    rows = []
+    for f in found:
+        if any(f.shape[axis] > 1 for axis in range(k - 1)):
+            row, effects = collapse(f, [k])
+            yield from effects
+            rows.append(row)
+        else:
+            why = "sums over channels the other side cannot cut"
+            yield from op.freeze_fields([f], why, value.name)
+    return rows
+
+
 def operand_mask(op: OpView, order: _Order) -> Masked:
     """The first input, whose axes were put in another order and lifted."""
 
@@ -187,23 +208,31 @@ def operand_mask(op: OpView, order: _Order) -> Masked:
 
 
 def _meet_batch(
-    op: OpView, f: IntArray, operands: tuple[Value, Value], k: int, passed: list[IntArray]
+    op: OpView,
+    f: IntArray,
+    operands: tuple[Value, Value],
+    k: int,
+    found: tuple[list[IntArray], dict[int, list[IntArray]]],
 ) -> Generator[Effect, None, bool]:
     """A field on batch axes along which the other operand extends must be met there.
 
-    Returns whether another field speaks for it in ``passed`` already.
+    ``found`` holds what passes, and what of this operand each field of the other was tied to.
+    Returns whether another field speaks for it in what passes already.
     """
     own, other = operands
+    passed, met = found
     shared = [axis for axis in range(k - 1) if f.shape[axis] > 1 and other.shape[axis] > 1]
     if not shared:
         return False
-    partners = [g for g in other.off([k]) if any(g.shape[axis] > 1 for axis in shared)]
+    partners = [g for g in other.fields if any(g.shape[axis] > 1 for axis in shared)]
     merged = False
     for g in partners:
         head, effects = collapse(g, [k - 1, k + 1])
         yield from effects
         yield Tie(f, head)
-        merged = merged or stand_in(f, g, passed)
+        tied = met.setdefault(id(g), [])
+        merged = merged or any(stand_in(f, one, passed) for one in (g, *tied))
+        tied.append(f)
     if partners:
         return merged
     if len(shared) == len(fields.varying(f)):

@@ -128,7 +128,8 @@ def local_response(op: OpView) -> Iterator[Effect]:
 @rule("LpNormalization")
 def lp_normalization(op: OpView) -> Iterator[Effect]:
     """Divides by the norm along one axis, which cannot be cut; other axes pass."""
-    op.out((yield from statistics(op, op.x, [op.axis("axis", -1, op.x.rank)])))
+    axis = op.axis("axis", -1, op.x.rank)
+    op.out((yield from statistics(op, op.x, [axis], mean=True)))
 
 
 @rule("MeanVarianceNormalization")

@@ -26,7 +26,8 @@ def reduce(op: OpView) -> Iterator[Effect]:
             op.out(op.x.fields)
             return
         axes = tuple(range(rank))
-    mean = op.node.op_type == "ReduceMean"
+    # The length of a vector is what it is normalised by; dividing by it suits any number of them.
+    mean = op.node.op_type in ("ReduceMean", "ReduceL2")
     yield from _reduce(op, [axis % rank for axis in axes], mean=mean)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.bases import Streams
+from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load
@@ -49,7 +50,8 @@ def cut(graph: DependencyGraph, ratio: float = 0.5) -> PruningPlan:
 
 def streams(graph: DependencyGraph, plan: PruningPlan) -> list[str]:
     survivors = Survivors(graph.tracer.traces[0], graph.dead(plan.keep))
-    return [one.group.name for one in Streams(plan, graph.graph, survivors).candidates()]
+    carried = Carried(plan, graph.graph, survivors)
+    return [one.group.name for one in Streams(carried).candidates()]
 
 
 def outputs(model: Model, data: Data) -> AnyArray:
@@ -141,11 +143,11 @@ def test_values_of_attention_are_a_stream_head_by_head(attention: str, count: in
     if not count:
         return
     survivors = Survivors(graph.tracer.traces[0], graph.dead(plan.keep))
-    finder = Streams(plan, graph.graph, survivors)
-    one = finder.candidates()[0]
+    carried = Carried(plan, graph.graph, survivors)
+    one = Streams(carried).candidates()[0]
     assert len(one.group.cells) == 4
     (key,) = one.makers
-    axis, places = finder.places(key, one.group.id) or (0, np.zeros(0))
+    axis, places = carried.places(key, one.group.id) or (0, np.zeros(0))
     assert axis == 2
     assert places.tolist() == list(range(128, 192))  # behind the queries and keys
 

@@ -55,6 +55,7 @@ class Trial:
         frozen: Groups that stayed whole, the widest first.
         notes: What the analysis had to tie or freeze.
         trace: The traceback of a crash.
+        exact: A twin can be compared; not where channels under a normalisation were cut.
     """
 
     status: str
@@ -67,6 +68,7 @@ class Trial:
     frozen: tuple[Frozen, ...] = ()
     notes: tuple[str, ...] = ()
     trace: str = ""
+    exact: bool = True
 
     @property
     def left(self) -> float:
@@ -111,6 +113,7 @@ def trial(
     importance: str = "l1",
     shapes: Mapping[str, Shape] | None = None,
     attention: str = "heads",
+    allow_norm: bool = False,
     level: str = "full",
     keep: bool = False,
 ) -> Trial:
@@ -122,12 +125,13 @@ def trial(
         importance: Method of ``onnxprune.score``.
         shapes: Concrete shapes for symbolic inputs.
         attention: ``heads`` or ``dims``.
+        allow_norm: Cut under normalisations too; then there is no twin.
         level: ``twin``, or ``full`` to measure how far the cut moved the outputs too.
         keep: Let exceptions that are no error of onnxprune's own pass, for a debugger.
     """
     run = _Run(Clock())
     try:
-        return run.go(path, ratio, importance, shapes, attention, level)
+        return run.go(path, ratio, importance, shapes, attention, allow_norm, level)
     except InvariantError as error:
         return run.result("broken", str(error))
     except OnnxPruneError as error:
@@ -157,6 +161,7 @@ class _Run:
         importance: str,
         shapes: Mapping[str, Shape] | None,
         attention: str,
+        allow_norm: bool,
         level: str,
     ) -> Trial:
         stage = self.clock.stage
@@ -169,7 +174,9 @@ class _Run:
                 environment(prepared, choice) for choice in find_stand_ins(prepared, shapes)
             )
         with stage("analyse"):
-            graph = self.graph = analyse_graph(prepared, envs, attention=attention)
+            graph = self.graph = analyse_graph(
+                prepared, envs, attention=attention, allow_norm=allow_norm
+            )
         if not graph.prunable:
             return self.result("nothing", "every group is frozen" if graph.groups else "no groups")
         with stage("score"):
@@ -180,7 +187,8 @@ class _Run:
             made = operate(plan).model
         self.after = count_params(made)
         with stage("verify"):
-            twin = masked_twin(plan)
+            exact = graph.exact(plan.keep)
+            twin = masked_twin(plan) if exact else None
             for seed in range(4):  # as shrink does where one input drowns in rounding
                 data = made_up_data(graph, seed)
                 verdict = verify(model, made, twin=twin, data=data, level=level)
@@ -189,7 +197,7 @@ class _Run:
         status = _status(verdict)
         if status == "ok" and plan.removes == 0:
             status = "nothing"
-        return self.result(status, verdict.reason, verdict=verdict, plan=plan)
+        return self.result(status, verdict.reason, verdict=verdict, plan=plan, exact=exact)
 
     def result(
         self,
@@ -199,6 +207,7 @@ class _Run:
         trace: str = "",
         verdict: Verdict | None = None,
         plan: PruningPlan | None = None,
+        exact: bool = True,
     ) -> Trial:
         drift = verdict.drift if verdict is not None else {}
         return Trial(
@@ -212,6 +221,7 @@ class _Run:
             frozen=_frozen(self.graph, plan) if self.graph is not None else (),
             notes=self.graph.notes if self.graph is not None else (),
             trace=trace,
+            exact=exact,
         )
 
 
@@ -279,5 +289,5 @@ def short(text: str, length: int = 90) -> str:
 def state(result: Trial) -> str:
     """The status, with what weakens it."""
     if result.status == "ok" and not result.proves:
-        return "ok (weak)"
+        return "ok (weak)" if result.exact else "ok (inexact)"
     return result.status

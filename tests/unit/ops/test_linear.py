@@ -101,6 +101,25 @@ def test_attention_goes_by_whole_heads_or_by_dimensions_of_every_head() -> None:
         assert_exact(found, attention=mode)
 
 
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+def test_heads_of_attention_between_channels_go_whole(mode: str) -> None:
+    """A Softmax over the channels of the values keeps them; heads it does not see."""
+    text = """g (float[2,6,8] x) => (float[2,6,4] y) {
+        q0 = MatMul(x, wq)  q1 = Reshape(q0, split)  q = Transpose<perm=[0,2,3,1]>(q1)
+        k0 = MatMul(x, wk)  k1 = Reshape(k0, split)  k = Transpose<perm=[0,2,3,1]>(k1)
+        v0 = MatMul(x, wv)  v1 = Reshape(v0, split)  v = Transpose<perm=[0,2,1,3]>(v1)
+        s = MatMul(k, v)  p = Softmax<axis=-1>(s)  o = MatMul(p, q)
+        o1 = Transpose<perm=[0,3,1,2]>(o)  o2 = Reshape(o1, merge)  y = MatMul(o2, wo)}"""
+    sizes: dict[str, Any] = {"split": np.array([2, 6, 4, 3]), "merge": np.array([2, 6, 12])}
+    found = model(text, wq=(8, 12), wk=(8, 12), wv=(8, 12), wo=(12, 4), **sizes)
+    graph = analyse(found, attention=mode)
+    (group,) = graph.prunable
+    assert group.size == 4
+    assert {axis.tensor for axis in group.producers} == {"wq", "wk", "wv"}
+    assert {axis.tensor for axis in group.consumers} == {"wo"}
+    assert_exact(found, attention=mode)
+
+
 def test_product_of_two_activations_ties_what_it_sums_over() -> None:
     text = """g (float[2,6,3] x) => (float[2,6,6] y) {
         a = MatMul(x, w1)  b = MatMul(x, w2)  t = Transpose<perm=[0,2,1]>(b)  y = MatMul(a, t)}"""
@@ -121,7 +140,7 @@ def test_matrix_for_each_head_that_no_rule_follows_freezes_what_it_reads() -> No
         o = Transpose<perm=[1,2,0,3]>(p) m = Reshape(o, back)"""
     shapes = {"s": np.array([2, 6, 2, 4]), "back": np.array([2, 6, 8])}
     found = overridable(between_matmuls(middle, v=(2, 1, 4, 4), **shapes), "v")
-    assert_frozen(found, "w1", "sums over channels the other side cannot cut (tensor 't')")
+    assert_frozen(found, "w1", "MatMul 'p' meets a batch axis that cannot be cut (tensor 't')")
 
 
 def test_matrix_for_each_group_of_a_normalization_is_one_unit_with_its_group() -> None:

@@ -7,6 +7,7 @@ from onnxprune.analyse import analyse
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,
+    assert_frozen,
     between_convs,
     between_matmuls,
     halved,
@@ -171,3 +172,25 @@ def test_slice_with_a_computed_start_that_moves_channels_freezes_them() -> None:
         a = Conv(x, w1)  m = Slice(a, s, e, ax)  y = Conv(m, w2)}"""
     found = model(text, w1=(8, 3, 1, 1), w2=(4, 8, 1, 1), e=ints(8), ax=ints(1))
     assert "'m'" in reason(analyse(found), "w1")
+
+
+def test_copies_for_every_channel_of_another_tensor_go_with_them() -> None:
+    """A map of weights spread over all channels: `gate.expand_as(x) * x`."""
+    middle = "s = Shape(a) g = Conv(a, w) e = Expand(g, s) m = Mul(a, e)"
+    found = between_convs(middle, w=(1, 8, 1, 1))
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_constant_of_the_shape_of_data_is_cut_with_it() -> None:
+    middle = "s = Shape(a) o = ConstantOfShape<value = float[1] {1.5}>(s) m = Sub(a, o)"
+    found = between_convs(middle)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_copies_that_are_as_many_by_number_alone_stay() -> None:
+    """A shape written down is not the shape of the data."""
+    middle = "g = Conv(a, w) e = Expand(g, s) m = Mul(a, e)"
+    found = between_convs(middle, w=(1, 8, 1, 1), s=np.array([2, 8, 8, 8]))
+    assert_frozen(found, "w1", "Mul 'm' meets data that cannot be cut")

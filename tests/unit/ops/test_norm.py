@@ -205,3 +205,19 @@ def test_allow_norm_takes_the_same_number_from_every_row_under_a_mean() -> None:
     assert not graph.exact(plan.keep)
     weights = assert_rewrites(found, plan).model.weights()
     assert [weights[name].shape for name in ("w1", "s", "w2")] == [(3, 4), (2,), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        "m = LpNormalization<axis=-1>(a)",
+        "r = ReduceL2<axes=[2]>(a) n = Max(r, tiny) m = Div(a, n)",
+    ],
+    ids=["one node", "decomposed"],
+)
+def test_allow_norm_cuts_under_a_length_too(middle: str) -> None:
+    given = {"tiny": np.array([1e-6], np.float32)} if "tiny" in middle else {}
+    found = between_matmuls(middle, opset=13, **given)
+    assert_frozen(found, "w1", "channels that a cut would change")
+    assert not exact_after_allow_norm(found)
+    assert_coupled(analyse(found, allow_norm=True), ("w1", 1), ("w2", 0))
