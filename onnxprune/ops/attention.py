@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from math import prod
 
 import numpy as np
@@ -29,9 +29,9 @@ def packed_attention(op: OpView) -> Iterator[Effect]:
     """One weight makes queries, keys and values; then as MultiHeadAttention."""
     heads, sizes = op.node.int("num_heads", 1), _hidden_sizes(op.node, op.need(1).shape)
     left, right = as_left(op.x, 4), as_right(op.need(1), 4)
-    product = yield from contract(op, left, right, operand_mask(op, None))
+    made = yield from contract(op, left, right, operand_mask(op, None))
     shape = (*op.x.shape[:2], op.need(1).shape[1])
-    shown = Value(op.x.name, shape, [without(f, [2]) for f in product], False, None)
+    shown = Value(op.x.name, shape, [without(f, [2]) for f in made], False, None)
     q, k, v = (part_of(op, shown, heads, start, stop) for start, stop in _spans(sizes))
     for part in (q, k, v):
         yield from _biased(op, part.value, 2, part.span)
@@ -41,8 +41,11 @@ def packed_attention(op: OpView) -> Iterator[Effect]:
     if op.node.int("do_rotary", 0):
         yield from op.freeze([q.value, k.value], "rotates by tables of its own")
     yield from op.freeze([op.get(3)], "is used as a mask")
-    made = yield from _attend(op, q, k.value, v.value, op.get(5), _masks(op, q, 1, 2))
-    _finish(op, made, v.value)
+    _finish(
+        op,
+        (yield from _attend(op, q, k.value, v.value, op.get(5), _masks(op, q, 1, 2))),
+        v.value,
+    )
 
 
 @rule("MultiHeadAttention", domain=_MS)
@@ -172,11 +175,12 @@ def _continued(
 
 def _alike(op: OpView, keys: Value, values: Value, width: int = 0) -> Iterator[Effect]:
     """Heads of keys and of values keep as many of the first ``width`` dimensions, and behind."""
-    sizes = [*keys.on(3), *values.on(3)]
     if not keys.fields or not values.fields:
         yield from op.freeze([keys, values], "needs keys and values of one size")
-    elif op.attention != "heads" or keys.shape[1] == 1:  # else heads go whole, keys with values
-        both = np.stack(np.broadcast_arrays(*sizes))
+    elif op.attention == "heads" and keys.shape[1] > 1:
+        return  # whole heads go, keys with values
+    for f, g in product(keys.on(3), values.on(3)):
+        both = np.stack(np.broadcast_arrays(f, g))
         for part in (both[..., :width], both[..., width:]):
             yield Rows(part, (0, 2), hard=True)
 
@@ -209,8 +213,8 @@ def _attend(
     else:
         keys, values = _repeated(keys, times), _repeated(values, times)
         turned = moved(keys, [moves.Transpose((0, 1, 3, 2))])
-        product = yield from contract(op, as_left(q, 5), as_right(turned, 5), masked)
-        found = [without(f, [3]) for f in product]
+        made = yield from contract(op, as_left(q, 5), as_right(turned, 5), masked)
+        found = [without(f, [3]) for f in made]
     scores = Value(op.node.label, (*q.shape[:3], keys.shape[2]), found, False, None)
     if bias is not None:
         scores.fields = yield from meet(op, [scores, lifted(bias, 4)])

@@ -53,7 +53,8 @@ def part_of(op: OpView, shown: Value, heads: int, start: int = 0, stop: int | No
         steps = [moves.Take(2, columns), moves.Reshape(split), moves.Transpose(BY_HEAD)]
     elif shown.rank == 5:
         steps = [moves.Take(3, np.asarray(start)), moves.Transpose(BY_HEAD)]
-    value = moved(shown, steps)
+    # A constant is no weight here: nothing but the operator sums over its heads.
+    value = replace(moved(shown, steps), derived=False)
     if not shown.derived:
         # As between nodes: no field for what stays, none along an axis that it does not vary on.
         labels = [fields.narrow(op.births.classes(f)) for f in value.fields]

@@ -142,6 +142,17 @@ def test_queries_keys_and_values_in_one_tensor_are_cut_where_they_lie(
     assert masks == ([] if mode == "heads" else queries)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_learned_queries_keys_or_values_go_by_dimensions_as_computed_ones(name: str) -> None:
+    given = ", ".join("learned" if one == name else one for one in "qkv")
+    node = f"o = com.microsoft.MultiHeadAttention<num_heads=4>({given})"
+    found = projected(node, learned=(2, 6, 16))
+    graph = analyse(found, attention="dims")
+    assert {len(cell) for group in graph.prunable for cell in group.cells} == {4}
+    assert_exact(found, attention="dims")
+    assert_exact(found, attention="heads", some=False)
+
+
 def test_attention_none_keeps_queries_and_keys_of_a_fused_operator() -> None:
     found = projected(MHA.format(more=""))
     graph = analyse(found, attention="none")
@@ -323,13 +334,17 @@ def test_heads_that_all_read_one_key_go_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("mode", ["heads", "dims"])
-def test_query_heads_of_every_group_go_alike_where_a_past_keeps_keys(mode: str) -> None:
-    text = """g (float[2,1,12] x, float[2,2,5,16] past_k, float[2,2,5,16] past_v) =>
-        (float[2,1,5] y, float[2,2,t,16] pk, float[2,2,t,16] pv) {
-        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+@pytest.mark.parametrize("joined", [False, True])
+def test_query_heads_of_every_group_go_alike_where_a_past_keeps_keys(
+    joined: bool, mode: str
+) -> None:
+    given = "p, , " if joined else "q, k, v"
+    text = f"""g (float[2,1,12] x, float[2,2,5,16] past_k, float[2,2,5,16] past_v) =>
+        (float[2,1,5] y, float[2,2,t,16] pk, float[2,2,t,16] pv) {{
+        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)  p = Concat<axis=2>(q, k, v)
         o, pk, pv = com.microsoft.GroupQueryAttention<num_heads=6, kv_num_heads=2, do_rotary=1>(
-            q, k, v, past_k, past_v, lengths, total, cos, sin)
-        y = MatMul(o, wo)}"""
+            {given}, past_k, past_v, lengths, total, cos, sin)
+        y = MatMul(o, wo)}}"""
     weights = {"wq": (12, 96), "wk": (12, 32), "wv": (12, 32), "wo": (96, 5)}
     lengths = {"lengths": np.array([5, 5], np.int32), "total": np.array(6, np.int32)}
     found = model(text, **weights, **lengths, cos=(9, 8), sin=(9, 8))
