@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from onnxprune import fields
-from onnxprune.effects import Effect, Later, Rows, Tie
+from onnxprune.effects import Effect, Freeze, Later, Rows, Tie
 from onnxprune.ops.registry import rule
 from onnxprune.ops.view import OpView, Value, axis_slots, collapse
 from onnxprune.types import IntArray
@@ -144,7 +144,8 @@ def stand_in(f: IntArray, g: IntArray, result: list[IntArray]) -> bool:
 
 def _unlabelled(op: OpView, f: IntArray, shared: list[int], other: Value) -> Iterator[Effect]:
     if len(shared) == len(fields.varying(f)):
-        yield from op.freeze_fields([f], f"meets {other.stays}", other.name)
+        # Rows of a grid may come to the other side once it is known what is cut.
+        yield Later(Freeze(f, op.reason(f"meets {other.stays}", other.name)))
     else:
         yield Rows(f, tuple(shared), hard=True)
 

@@ -278,7 +278,9 @@ def _meet_batch(
         return merged
     if len(shared) == len(fields.varying(f)):
         # Rows of a grid that are tied whole come to this side in a later pass.
-        yield Later(Freeze(f, op.reason("meets a batch axis that cannot be cut", own.name)))
+        given = f", that of {other.stays}" if other.source else ""
+        why = op.reason(f"meets a batch axis that cannot be cut{given}", own.name)
+        yield Later(Freeze(f, why))
         return True
     yield Rows(f, tuple(shared), hard=True)
     return False

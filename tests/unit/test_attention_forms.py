@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from typer.testing import CliRunner
 
 from onnxprune.analyse import analyse
+from onnxprune.cli import app
 from onnxprune.io import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
@@ -23,8 +27,12 @@ _SPLIT = """q1 = Reshape(q0, s) k1 = Reshape(k0, s) v1 = Reshape(v0, s)
 _ATTEND = "e = MatMul(q, kt) p = Softmax<axis=-1>(e) o = MatMul(p, v)"
 _JOIN = "t = Transpose<perm=[0,2,1,3]>(o) m = Reshape(t, back) y = MatMul(m, wo)"
 _WEIGHTS: Mapping[str, Any] = {
-    **{"wq": (8, 8), "wk": (8, 8), "wv": (8, 8), "wo": (8, 3)},
-    **{"s": np.array([0, 0, 2, 4]), "back": np.array([0, 0, 8])},
+    "wq": (8, 8),
+    "wk": (8, 8),
+    "wv": (8, 8),
+    "wo": (8, 3),
+    "s": np.array([0, 0, 2, 4]),
+    "back": np.array([0, 0, 8]),
 }
 _FUSED = {"w": (8, 24), "wo": (8, 3), "back": np.array([0, 0, 8])}
 _HALVES = "wq 4 wk 4 wv 4 wo 4"
@@ -76,8 +84,10 @@ _ROPE = """q1 = Reshape(q0, s) k1 = Reshape(k0, s) v1 = Reshape(v0, s)
     q_ = Transpose<perm=[0,2,1,3]>(q1) k_ = Transpose<perm=[0,2,1,3]>(k1)
     v = Transpose<perm=[0,2,1,3]>(v1)"""
 _PAIRS = {
-    **{"pairs": np.array([2, 2, 6, 2, 2]), "unpaired": np.array([2, 2, 6, 4])},
-    **{"one": np.array([0]), "two": np.array([1])},
+    "pairs": np.array([2, 2, 6, 2, 2]),
+    "unpaired": np.array([2, 2, 6, 4]),
+    "one": np.array([0]),
+    "two": np.array([1]),
 }
 _KEYS = "kt = Transpose<perm=[0,1,3,2]>(k)"
 _WINDOWS = {  # 4 × 4 positions in four windows of 2 × 2
@@ -347,3 +357,72 @@ def test_half_of_everything_goes(name: str, mode: str) -> None:
         assert len(surgery.masks) == form.masks
     for mask in surgery.masks:
         assert len(mask.zero) * 2 == math.prod(mask.shape)
+
+
+# -- with the keys and values of earlier tokens ----------------------------------------------------
+
+_CACHED = f"""{_QKV} q1 = Reshape(q0, s) k1 = Reshape(k0, s) v1 = Reshape(v0, s)
+    q = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,1,3]>(k1)
+    v2 = Transpose<perm=[0,2,1,3]>(v1) present_k = Concat<axis=2>(past_k, k2)
+    present_v = Concat<axis=2>(past_v, v2) kt = Transpose<perm=[0,1,3,2]>(present_k)
+    e = MatMul(q, kt) p = Softmax<axis=-1>(e) o = MatMul(p, present_v)
+    t = Transpose<perm=[0,2,1,3]>(o) m = Reshape(t, back) j = MatMul(m, wo)
+    u = MatMul(j, w1) g = Relu(u) y = MatMul(g, w2)"""
+_PRESENT = ", float[2,2,n,4] present_k, float[2,2,n,4] present_v"
+_CACHE = Form(
+    _CACHED,
+    inputs="float[2,6,8] x, float[2,2,past,4] past_k, float[2,2,past,4] past_v",
+    outputs=f"float[2,6,3] y{_PRESENT}",
+    weights={"wo": (8, 8), "w1": (8, 12), "w2": (12, 3)},
+)
+
+
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+def test_cache_keeps_its_heads_and_is_named_while_all_else_goes(mode: str) -> None:
+    found = _CACHE.model()
+    graph = analyse(found, attention=mode)
+    for weight, given in (("wq", "past_k"), ("wk", "past_k")):
+        why = reason(graph, weight)
+        assert f"is joined to input '{given}', whose shape is the model's interface" in why
+    if mode == "dims":  # by heads queries, keys and values are one
+        assert "input 'past_v'" in reason(graph, "wv")
+    plan = plan_at(graph, 0.5)
+    assert_equals_masked_twin(found, plan)
+    left = shapes(operate(plan))
+    assert left["wq"] == left["wk"] == left["wv"] == (8, 8)
+    assert left["wo"] == (8, 4)
+    assert left["w1"] == (4, 6)
+    assert left["w2"] == (6, 3)
+
+
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+def test_keys_that_only_leave_the_model_name_the_output(mode: str) -> None:
+    body = _CACHED.replace("Concat<axis=2>(past_k, k2)", "Identity(k2)")
+    body = body.replace("Concat<axis=2>(past_v, v2)", "Identity(v2)")
+    found = replace(_CACHE, body=body, inputs="float[2,6,8] x").model()
+    graph = analyse(found, attention=mode)
+    assert "reaches output 'present_k'" in reason(graph, "wk")
+    plan = plan_at(graph, 0.5)
+    assert_equals_masked_twin(found, plan)
+    assert shapes(operate(plan))["w1"] == (4, 6)
+
+
+@pytest.mark.parametrize("mode", ["heads", "dims"])
+def test_keys_of_another_text_in_a_cache_keep_the_queries(mode: str) -> None:
+    """What an encoder made once comes in again and again, rearranged on its way."""
+    body = f"""q0 = MatMul(x, wq) q1 = Reshape(q0, s) q = Transpose<perm=[0,2,1,3]>(q1)
+        kt = Transpose<perm=[0,2,3,1]>(keys) v = Transpose<perm=[0,2,1,3]>(values)
+        {_ATTEND} {_JOIN}"""
+    inputs = "float[2,6,8] x, float[2,5,2,4] keys, float[2,5,2,4] values"
+    found = Form(body, inputs=inputs).model()
+    graph = analyse(found, attention=mode)
+    assert "input 'keys', whose shape is the model's interface" in reason(graph, "wq")
+
+
+def test_shrink_says_which_inputs_keep_channels(tmp_path: Path) -> None:
+    path = tmp_path / "decoder.onnx"
+    onnx.save(_CACHE.model().proto, path)
+    result = CliRunner().invoke(app, ["shrink", str(path), "--ratio", "0.5"])
+    assert result.exit_code == 0, result.output
+    said = "must fit the shape of an input, as of a cache: 'past_k'"
+    assert said in " ".join(result.output.split())
