@@ -73,7 +73,7 @@ def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntA
                     continue
                 partners = counterparts(f, other.fields, shared)
                 for g in partners:
-                    if _undecided(op, f, g):
+                    if undecided(op, f, g):
                         yield Later(Tie(f, g))
                         stays = stays or set(fields.varying(f)) < set(fields.varying(g))
                         continue
@@ -97,7 +97,7 @@ def counterparts(f: IntArray, others: list[IntArray], shared: list[int]) -> list
     return [g for g in found if fields.varying(g) == fields.varying(f)] or found
 
 
-def _undecided(op: OpView, f: IntArray, g: IntArray) -> bool:
+def undecided(op: OpView, f: IntArray, g: IntArray) -> bool:
     """Whether one of two fields is a grid of which the other may, or may not, be the cut.
 
     One table of angles serves every head: where heads go whole it stays, where dimensions go it is

@@ -19,7 +19,7 @@ from onnxprune.effects import (
     Rows,
     Tie,
 )
-from onnxprune.ops.elementwise import counterparts, meet, stand_in
+from onnxprune.ops.elementwise import counterparts, meet, stand_in, undecided
 from onnxprune.ops.registry import macs, rule
 from onnxprune.ops.view import OpView, Value, collapse
 from onnxprune.types import IntArray, Shape
@@ -179,7 +179,9 @@ def _pair(
     k = a.rank - 2
     left, right = pair
     if a.derived or b.derived:
-        yield Tie(left, right)
+        # One matrix for every row of a grid, as a table of distances: cut where columns go.
+        tie = Tie(left, right)
+        yield Later(tie) if undecided(op, left, right) else tie
         if a.derived != b.derived:
             yield Consumes(left if a.derived else right)
         return []
@@ -196,6 +198,10 @@ def _pair(
         # Whole rows go: their label passes to the product and on through Softmax.
         row_left, effects = collapse(left, [k])
         yield from effects
+        if right.size == right.shape[k] and all(b.shape[axis] == 1 for axis in batch):
+            yield Freeze(right, op.reason("meets every head and goes with none", b.name))
+            yield Heads(row_left)
+            return [row_left]
         row_right, effects = collapse(right, [k])
         yield from effects
         yield Tie(row_left, row_right)
@@ -257,6 +263,9 @@ def _meet_batch(
     rows = [g for g in own.fields if set(fields.varying(g)) <= set(shared)]
     if rows and len(shared) < len(fields.varying(f)):
         partners = []  # what goes within a row is no concern of the other side
+    within = [g for g in (f, *partners) if len(fields.varying(g)) > len(shared)]
+    if op.attention == "dims" and len(within) > len(partners) > 0:
+        partners = []  # two grids, each cut within the rows that they share
     merged = False
     for g in partners:
         head, effects = collapse(g, [k - 1, k + 1])
