@@ -138,7 +138,7 @@ class Products:
                 sums[name, group.id] = _Moments(axes, places, group.cells)
             for name in goals[group.id]:
                 axes, _ = self.carried.spots(name, group.id) or ((), [])
-                sums[name, group.id] = _Moments(axes)
+                sums.setdefault((name, group.id), _Moments(axes))  # it may be the operand itself
         names = sorted({name for name, _ in sums})
         for values in stream(self.original.model, names, data) if names else ():
             for (name, _), moments in sums.items():

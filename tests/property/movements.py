@@ -213,6 +213,24 @@ def gathered_one(b: Builder, x: T, op: str) -> T:
     return b.op("Mul", x, b.op("Sigmoid", b.unsqueeze(replace(one, c=0), x.c)), shape=x.shape)
 
 
+@motif("GatherND", on=("last",), since=11)
+def looked_up_positions(b: Builder, x: T, op: str) -> T:
+    """A few positions, each by its index along every axis but that of the channels."""
+    places = np.stack([b.rng.integers(0, int(size), 3) for size in x.shape[:-1]], axis=1)
+    found = b.op("GatherND", x, b.initializer(places, "at"), shape=(3, x.channels), c=1)
+    return bent(b, found)
+
+
+@motif("ScatterND", on=("last",), since=11)
+def written_position(b: Builder, x: T, op: str) -> T:
+    """One position is overwritten by what a layer makes of another."""
+    new = layer(b, x, x.channels)
+    for _ in range(x.rank - 1):
+        new = b.gather(new, 0, 0)
+    places = b.initializer(np.zeros((1, x.rank - 1), np.int64), "at")
+    return b.op("ScatterND", x, places, b.unsqueeze(new, 0), shape=x.shape)
+
+
 @motif("Gather", on=("map2", "last"))
 def gathered_position(b: Builder, x: T, op: str) -> T | None:
     """One position in space, which leaves a tensor of one axis less."""

@@ -62,6 +62,29 @@ def transformer_block(b: Builder, x: T, op: str) -> T | None:
     return block(b, x)
 
 
+@motif("Attention", "RotaryEmbedding", on=("last",), since=23)
+def attention_in_one_operator(b: Builder, x: T, op: str) -> T | None:
+    """Queries, keys and values as layers make them, turned or not, and one operator."""
+    if x.rank != 3 or b.real is not np.float32:
+        return None
+    heads, own, each = b.pick(((4, 4, 4), (4, 2, 4), (2, 1, 6)))
+    q, k, v = (matmul(b, x, count * each) for count in (heads, own, own))
+    if op == "RotaryEmbedding":
+        q, k = _rotated_by_tables(b, q, heads), _rotated_by_tables(b, k, own)
+    o = b.op("Attention", q, k, v, shape=q.shape, q_num_heads=heads, kv_num_heads=own)
+    return matmul(b, o, x.channels)
+
+
+def _rotated_by_tables(b: Builder, x: T, heads: int) -> T:
+    pairs = x.channels // heads // 2
+    tables = [weight(b, b.normal(16, pairs)) for _ in range(2)]
+    places = b.input(x.shape[:2], c=0, dtype=np.int64)
+    kind = b.pick((0, 1))
+    return b.op(
+        "RotaryEmbedding", x, *tables, places, shape=x.shape, num_heads=heads, interleaved=kind
+    )
+
+
 def block(b: Builder, x: T) -> T:
     """Attention and units, each added to the stream or instead of it."""
     form = b.pick((
