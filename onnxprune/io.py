@@ -381,7 +381,7 @@ def _constant_weight(node: onnx.NodeProto, directory: Path | None) -> Weight | N
 # -- skeleton --------------------------------------------------------------------------------------
 
 
-def _without(message: _M, names: Collection[str]) -> _M:
+def without(message: _M, names: Collection[str]) -> _M:
     """A copy of ``message`` without the fields ``names``, which are not even touched."""
     copy: _M = type(message)()
     for descriptor in message.DESCRIPTOR.fields:
@@ -411,7 +411,7 @@ class _Skeleton:
 
     def build(self) -> onnx.ModelProto:
         proto = self._model.proto
-        bones = _without(proto, ("graph", "training_info"))
+        bones = without(proto, ("graph", "training_info"))
         self._copy_graph(proto.graph, bones.graph, top=True)
         declared = {value.name: value for value in bones.graph.input}
         for name, value in self._inputs.items():
@@ -428,7 +428,7 @@ class _Skeleton:
     def _copy_graph(
         self, graph: onnx.GraphProto, bones: onnx.GraphProto, *, top: bool = False
     ) -> None:
-        bones.MergeFrom(_without(graph, ("node", "initializer", "sparse_initializer")))
+        bones.MergeFrom(without(graph, ("node", "initializer", "sparse_initializer")))
         for tensor in graph.initializer:
             if not self._leave_out(tensor.name, tensor, top=top):
                 bones.initializer.append(tensor)
@@ -443,13 +443,13 @@ class _Skeleton:
                 self._copy_node(node, bones.node.add())
 
     def _copy_node(self, node: onnx.NodeProto, bones: onnx.NodeProto) -> None:
-        bones.MergeFrom(_without(node, ("attribute",)))
+        bones.MergeFrom(without(node, ("attribute",)))
         for attribute in node.attribute:
             if not (attribute.HasField("g") or attribute.graphs):
                 bones.attribute.append(attribute)
                 continue
             made = bones.attribute.add()
-            made.MergeFrom(_without(attribute, ("g", "graphs")))
+            made.MergeFrom(without(attribute, ("g", "graphs")))
             if attribute.HasField("g"):
                 self._copy_graph(attribute.g, made.g)
             for body in attribute.graphs:
@@ -589,7 +589,7 @@ class _Writer:
         """``message`` with every tensor under it; what has no tensors comes first, in one part."""
         kind = message.DESCRIPTOR.name
         way_down = _WAY_DOWN[kind]
-        parts = [_ready(_serialize(_without(message, way_down)))]
+        parts = [_ready(_serialize(without(message, way_down)))]
         for name in way_down:
             number = message.DESCRIPTOR.fields_by_name[name].number
             value = getattr(message, name)
@@ -614,10 +614,10 @@ class _Writer:
     def _constant(self, node: onnx.NodeProto, weight: Weight | None) -> list[_Part]:
         if weight is None:
             return self._message(node)
-        parts = [_ready(_serialize(_without(node, ("attribute",))))]
+        parts = [_ready(_serialize(without(node, ("attribute",))))]
         for attribute in node.attribute:  # just `value`
             tensor = _nested(5, self._tensor(attribute.t, weight))
-            rest = _ready(_serialize(_without(attribute, ("t",))))
+            rest = _ready(_serialize(without(attribute, ("t",))))
             parts += _nested(5, [rest, *tensor])
         return parts
 
@@ -633,7 +633,7 @@ class _Writer:
                 f"deferred weight '{weight.name}' is {weight.dtype}{list(weight.shape)}, but the "
                 f"model declares type {tensor.data_type}, {list(tensor.dims)}"
             )
-        header = _without(tensor, _DATA_FIELDS)
+        header = without(tensor, _DATA_FIELDS)
         if weight.data_type == onnx.TensorProto.STRING:
             header.string_data.extend(weight.to_proto().string_data)
             return [_ready(_serialize(header))]

@@ -340,6 +340,54 @@ class Refitted:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinLayer:
+    """What a sparsity pattern did to one layer.
+
+    Attributes:
+        node: The layer.
+        op_type: Its operator.
+        tensor: Where its weight is stored, None where it is no constant.
+        dtype: Element type of that tensor.
+        done: The pattern was imposed.
+        axis: Axis of the stored tensor along which the pattern runs, None where that is not known.
+        groups: Groups of a convolution, or matrices of a stack.
+        outputs, channels, taps: Of each: outputs, channels that each sums over, kernel positions.
+        pattern: The pattern, "" where it stays dense.
+        sparsity: Share of weights, blocks or kernels that went.
+        zeros: Share of weights that are zero now.
+        kept: Sum of the magnitudes that stay, as a share of all.
+        error: Change of the weights: norm of the difference by norm of the original.
+        gains: A GPU is expected to run it faster.
+        why: Why it stays dense, or why no gain is expected.
+        shared: Its weight is that of another layer, where it is counted.
+    """
+
+    node: str
+    op_type: str
+    tensor: str | None
+    dtype: str | None
+    done: bool
+    axis: int | None
+    groups: int
+    outputs: int
+    channels: int
+    taps: int
+    pattern: str = ""
+    sparsity: float = 0.0
+    zeros: float = 0.0
+    kept: float = 1.0
+    error: float = 0.0
+    gains: bool = False
+    why: str = ""
+    shared: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.groups * self.outputs * self.channels * self.taps
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """How long two models take, measured in turn in ONNX Runtime.
 

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module may import only from modules above it, inside functions too.
 ORDER = tuple(
     """
-    errors types dims validate functions io
+    errors types dims validate functions patterns io weights replaced thin
     effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots

@@ -1,0 +1,414 @@
+"""Impose a sparsity pattern on the weights of a model's layers.
+
+What can take the pattern takes it, all of it; what cannot stays dense, with the reason. Which
+weights stay is decided by their magnitude, or by values that a caller computes from data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from math import prod
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune import patterns
+from onnxprune.errors import InvariantError, UsageError
+from onnxprune.io import Model
+from onnxprune.patterns import NM, Block, Kernel, Pattern
+from onnxprune.replaced import replaced
+from onnxprune.types import AnyArray, BoolArray, FloatArray, IntArray, Shape, ThinLayer
+from onnxprune.weights import SparseLayer, sparse_layers
+
+MAGNITUDE = "magnitude"
+# New weights of a layer, as matrices (groups, outputs, taps * channels), in which the pattern holds
+# at the given sparsity.
+Values = Callable[[SparseLayer, Pattern, float], FloatArray]
+
+_MOST_OF_ONE = 0.9  # share of one layer that a global sparsity may take, unless it asks for more
+# Outputs and channels that sparse Tensor Cores want a multiple of: apex ASP's rule for floats,
+# TensorRT's layouts for int8.
+_FOR_FLOATS, _FOR_INT8 = (8, 16), (32, 32)
+# Channels from which sparse kernels were seen to pay: of convolutions by NVIDIA's word in TensorRT
+# issue 4065; a product is at least a whole tile of Tensor Cores.
+_PAYS_IN_CONV, _PAYS_IN_PRODUCT = 256, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        pattern: The pattern.
+        sparsity: Share of weights that goes.
+        scope: Take it of each layer (``local``) or of all together (``global``).
+        ignore, only: Patterns of nodes and tensors that stay dense, or alone do not.
+        only_gain: Leave layers dense that no GPU runs faster.
+    """
+
+    pattern: Pattern
+    sparsity: float
+    scope: str = "local"
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    only_gain: bool = False
+
+    @classmethod
+    def read(
+        cls,
+        pattern: str,
+        sparsity: float | None,
+        *,
+        scope: str = "local",
+        ignore: tuple[str, ...] = (),
+        only: tuple[str, ...] = (),
+        only_gain: bool = False,
+    ) -> Wish:
+        """What options mean.
+
+        Raises:
+            UsageError: They mean nothing, or contradict one another.
+        """
+        found = patterns.parse(pattern)
+        if scope not in ("local", "global"):
+            raise UsageError(f"scope is '{scope}'", hint="give local or global")
+        if scope == "global" and isinstance(found, NM):
+            raise UsageError(
+                f"pattern {found} takes the same of every run", hint="leave out --scope global"
+            )
+        if only_gain and found != NM(2, 4):
+            raise UsageError(
+                f"GPUs have no kernels for pattern {found}, so none of it gains",
+                hint="--only-gain goes with --pattern 2:4",
+            )
+        share = patterns.sparsity_of(found, sparsity)
+        return cls(found, share, scope, ignore, only, only_gain)
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """A model whose layers hold a pattern.
+
+    Attributes:
+        model: The new model.
+        wish: What was asked for.
+        layers: Every layer, with what was done or why nothing was.
+        owners: For each tensor that was thinned, the layer whose matrices were cut.
+    """
+
+    model: Model
+    wish: Wish
+    layers: tuple[ThinLayer, ...]
+    owners: tuple[SparseLayer, ...] = field(repr=False)
+
+    @property
+    def done(self) -> tuple[ThinLayer, ...]:
+        """One entry for each tensor that was thinned."""
+        return tuple(one for one in self.layers if one.done and not one.shared)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What can take a pattern, by the tensor it would be cut in, and why the rest cannot.
+
+    Attributes:
+        layers: Every layer.
+        owners: Position of the layer that decides, for each tensor that can be cut.
+        why: Why a layer stays dense, by position.
+    """
+
+    layers: tuple[SparseLayer, ...]
+    owners: tuple[int, ...]
+    why: Mapping[int, str]
+
+
+def candidates(model: Model, wish: Wish) -> Candidates:
+    """Which layers can take a pattern; no weight is read for it.
+
+    Raises:
+        UsageError: ``ignore`` or ``only`` matches nothing.
+    """
+    layers = sparse_layers(model)
+    filtered = _filtered(layers, wish)
+    why: dict[int, str] = {}
+    together: dict[int, list[int]] = {}
+    for at, layer in enumerate(layers):
+        reason = _why_not(layer, wish.pattern) or filtered.get(at) or _no_gain(layer, wish)
+        if reason is not None:
+            why[at] = reason
+        if layer.seen is not None:
+            together.setdefault(id(layer.stored.tensor), []).append(at)
+    owners: list[int] = []
+    for same in together.values():
+        first = same[0]
+        bad = next((at for at in same if at in why), None)
+        if bad is not None:
+            shared = f"it shares its weight with '{layers[bad].label}': {why[bad]}"
+            why.update((at, shared) for at in same if at not in why)
+            continue
+        marks = _marks(layers[first], wish.pattern) if len(same) > 1 else None
+        other = next((at for at in same[1:] if not _alike(layers[at], wish.pattern, marks)), None)
+        if other is not None:
+            names = {first: layers[other].label, other: layers[first].label}
+            for at in same:
+                with_ = names.get(at, layers[first].label)
+                why[at] = f"it shares its weight with '{with_}', along another axis"
+            continue
+        owners.append(first)
+    return Candidates(layers, tuple(owners), why)
+
+
+def thin(
+    model: Model,
+    wish: Wish,
+    values: Values | None = None,
+    *,
+    step: Callable[[int, int, str], None] | None = None,
+) -> Thinned:
+    """Impose a pattern on every layer that can take it.
+
+    Args:
+        model: The model, which stays as it is.
+        wish: What to impose.
+        values: New weights of a layer; None keeps the largest and leaves them as they are.
+        step: Told how many layers are done, of how many, and which is next.
+
+    Raises:
+        UsageError: ``ignore`` or ``only`` matches nothing.
+    """
+    found = candidates(model, wish)
+    shares = _shares(found, wish)
+    why, changes = dict(found.why), dict[int, Callable[[], AnyArray]]()
+    rows: dict[int, ThinLayer] = {}
+    owners: list[SparseLayer] = []
+    for number, at in enumerate(found.owners):
+        layer = found.layers[at]
+        if step is not None:
+            step(number, len(found.owners), layer.label)
+        cut = _cut(layer, wish.pattern, shares[at], values)
+        if isinstance(cut, str):
+            why[at] = cut
+            continue
+        rows[at], changes[id(layer.stored.tensor)] = cut
+        owners.append(layer)
+    by_tensor = {id(found.layers[at].stored.tensor): at for at in rows}
+    table = []
+    for at, layer in enumerate(found.layers):
+        owner = None if layer.seen is None else by_tensor.get(id(layer.stored.tensor))
+        if owner is None:
+            table.append(_dense(layer, why.get(at, "its weight cannot be thinned")))
+        elif owner == at:
+            table.append(rows[at])
+        else:
+            shared = f"shares its weight with '{found.layers[owner].label}'"
+            table.append(replace(rows[owner], node=layer.label, op_type=layer.node.op_type,
+                                 why=shared, shared=True))  # fmt: skip
+    return Thinned(replaced(model, changes), wish, tuple(table), tuple(owners))
+
+
+# -- who can take it -------------------------------------------------------------------------------
+
+
+def _why_not(layer: SparseLayer, pattern: Pattern) -> str | None:
+    if layer.why_not is not None:
+        return layer.why_not
+    if layer.stored.pinned is not None:
+        return f"its weight '{layer.stored.name}' stays: {layer.stored.pinned}"
+    if layer.stored.readers:
+        return f"its weight '{layer.stored.name}' stays: {layer.stored.readers[0]}"
+    if isinstance(pattern, Kernel) and layer.form not in ("conv", "deconv"):
+        return "a product has no kernels"
+    return patterns.misfit(pattern, layer.shape, layer.taps)
+
+
+def _no_gain(layer: SparseLayer, wish: Wish) -> str | None:
+    if not wish.only_gain:
+        return None
+    reason = gain(layer, wish.pattern)
+    return None if reason is None else f"no gain expected: {reason}"
+
+
+def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
+    """Why a GPU is not expected to run a layer faster for its pattern; None where it is."""
+    if pattern != NM(2, 4):
+        return f"GPUs have no kernels for {pattern}"
+    kind = layer.stored.weight.data_type
+    small = kind in (TensorProto.INT8, TensorProto.UINT8)
+    by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
+    outputs, channels = layer.shape[1], layer.channels
+    if channels % by_channels:
+        return f"{channels} channels to sum over, not a multiple of {by_channels}"
+    if outputs % by_outputs:
+        return f"{outputs} outputs, not a multiple of {by_outputs}"
+    pays = _PAYS_IN_CONV if layer.form in ("conv", "deconv") else _PAYS_IN_PRODUCT
+    if min(channels, outputs) < pays:
+        return f"{channels} channels to {outputs}, sparse kernels pay from {pays}"
+    return None
+
+
+def _filtered(layers: Sequence[SparseLayer], wish: Wish) -> dict[int, str]:
+    """Layers that patterns of names leave dense, and why."""
+    found: dict[int, str] = {}
+    chosen: set[int] = set()
+    for option, globs in (("--ignore", wish.ignore), ("--only", wish.only)):
+        for glob in globs:
+            hit = [at for at, layer in enumerate(layers) if _is_named(layer, glob)]
+            if not hit:
+                raise UsageError(
+                    f"{option} '{glob}' matches no layer or weight",
+                    hint="`onnxprune inspect MODEL --sparsity` lists them",
+                )
+            if option == "--only":
+                chosen.update(hit)
+            else:
+                found.update((at, f"--ignore {glob}") for at in hit)
+    if wish.only:
+        rest = (at for at in range(len(layers)) if at not in chosen)
+        found.update((at, "--only leaves it out") for at in rest)
+    return found
+
+
+def _is_named(layer: SparseLayer, glob: str) -> bool:
+    names = [layer.label, layer.node.name, layer.key]
+    names += [] if layer.seen is None else [layer.stored.name, layer.stored.weight.name]
+    return any(fnmatchcase(name, glob) for name in names)
+
+
+def _alike(layer: SparseLayer, pattern: Pattern, marks: IntArray | None) -> bool:
+    return marks is not None and np.array_equal(_marks(layer, pattern), marks)
+
+
+def _marks(layer: SparseLayer, pattern: Pattern) -> IntArray:
+    """For each stored element the first of those that go together with it: equal cuts, equal marks.
+
+    Shape of the stored tensor.
+    """
+    shape, taps = layer.shape, layer.taps
+    match pattern:
+        case NM(_, m):
+            units = np.repeat(np.arange(prod(shape) // m), m).reshape(shape)
+        case Block(height, width):
+            count: Shape = (shape[0], shape[1] // height, shape[2] // width)
+            numbers = np.arange(prod(count)).reshape(count)
+            units = np.repeat(np.repeat(numbers, height, axis=1), width, axis=2)
+        case Kernel():
+            count = (*shape[:2], shape[2] // taps)
+            units = np.tile(np.arange(prod(count)).reshape(count), taps)
+        case _:
+            return np.zeros(layer.stored.weight.shape, np.int64)
+    stored: IntArray = np.ascontiguousarray(layer.places(units))
+    flat = stored.reshape(-1)
+    first = np.full(int(flat.max()) + 1, flat.size)
+    np.minimum.at(first, flat, np.arange(flat.size))
+    return first[flat].reshape(stored.shape)
+
+
+# -- what goes -------------------------------------------------------------------------------------
+
+
+def _shares(found: Candidates, wish: Wish) -> Mapping[int, float]:
+    """Sparsity of each layer, by position."""
+    if wish.scope == "local" or not found.owners:
+        return dict.fromkeys(found.owners, wish.sparsity)
+    most = max(_MOST_OF_ONE, wish.sparsity)
+    scores: list[AnyArray] = []
+    for at in found.owners:
+        layer = found.layers[at]
+        units = patterns.units(wish.pattern, np.abs(layer.matrix()), taps=layer.taps).reshape(-1)
+        mean = units.astype(np.float32) * np.float32(units.size / prod(layer.shape))
+        keep = ~patterns.best(mean, patterns.gone(mean.size, most))
+        scores.append(np.where(keep, mean, np.inf))
+    everything = np.concatenate(scores)
+    keep = patterns.best(everything, patterns.gone(everything.size, wish.sparsity))
+    shares, begin = {}, 0
+    for at, one in zip(found.owners, scores, strict=True):
+        left = np.count_nonzero(keep[begin : begin + one.size])
+        shares[at], begin = 1 - left / one.size, begin + one.size
+    return shares
+
+
+def _cut(
+    layer: SparseLayer, pattern: Pattern, sparsity: float, values: Values | None
+) -> tuple[ThinLayer, Callable[[], AnyArray]] | str:
+    """What became of one layer, and its new stored tensor; or why it stays dense."""
+    weight = layer.matrix()
+    size = np.abs(weight)
+    whole, energy = _sum(size), _energy(weight)
+    if not np.isfinite(whole):
+        return "its weight has NaN or infinite values"
+    if values is None:
+        keep = patterns.mask(pattern, size, sparsity, taps=layer.taps)
+        compute = _masked(layer, keep)
+        lost = weight * ~keep
+    else:
+        new = values(layer, pattern, sparsity)
+        fits = new.shape == weight.shape and patterns.holds(pattern, new, sparsity, taps=layer.taps)
+        if not fits:
+            raise InvariantError(f"new weights of '{layer.label}' do not hold {pattern}")
+        keep = new != 0
+        compute = _held(layer, new)
+        lost = np.subtract(weight, new)
+    size *= keep
+    reason = gain(layer, pattern)
+    return replace(
+        _row(layer, done=True),
+        pattern=str(pattern),
+        sparsity=sparsity,
+        zeros=1 - np.count_nonzero(size) / size.size,
+        kept=_sum(size) / whole if whole else 1.0,
+        error=(_energy(lost) / energy) ** 0.5 if energy else 0.0,
+        why="" if reason is None else f"no gain expected: {reason}",
+        gains=reason is None,
+    ), compute
+
+
+def _sum(array: AnyArray) -> float:
+    return float(array.sum(dtype=np.float64))
+
+
+def _energy(array: FloatArray) -> float:
+    """Sum of squares."""
+    flat = array.reshape(-1)
+    return float(np.dot(flat, flat))
+
+
+def _masked(layer: SparseLayer, keep: BoolArray) -> Callable[[], AnyArray]:
+    """The stored tensor with zeros where a mask says so; it is the mask that is remembered."""
+    stored = layer.stored
+    bits, read = np.packbits(layer.places(keep)), stored.weight.read
+
+    def compute() -> AnyArray:
+        mask = np.unpackbits(bits, count=stored.weight.size).view(np.bool_)
+        return np.where(mask.reshape(stored.weight.shape), read(), layer.zero())
+
+    return compute
+
+
+def _held(layer: SparseLayer, new: AnyArray) -> Callable[[], AnyArray]:
+    array = np.ascontiguousarray(layer.values(new))
+    return lambda: array
+
+
+def _dense(layer: SparseLayer, why: str) -> ThinLayer:
+    return replace(_row(layer, done=False), why=why)
+
+
+def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
+    """What there is to say of a layer before anything is done to it."""
+    known = bool(layer.form) and 0 < prod(layer.shape) == layer.stored.weight.size
+    return ThinLayer(
+        node=layer.label,
+        op_type=layer.node.op_type,
+        tensor=None if layer.seen is None else layer.stored.name,
+        dtype=None
+        if layer.seen is None
+        else TensorProto.DataType.Name(layer.stored.weight.data_type).lower(),
+        done=done,
+        axis=layer.axis if known else None,
+        groups=layer.groups,
+        outputs=layer.shape[1] if known else 0,
+        channels=layer.channels if known else 0,
+        taps=layer.taps if known else 0,
+    )
