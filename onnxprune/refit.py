@@ -139,7 +139,7 @@ class Fitter:
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
         start = self._joined(weight, bias)
-        before = _loss(judge, start)
+        before = loss(judge, start)
         old = Fit(weight, bias, before / scale, before / scale, None)
         if not self.held.rows:  # nothing could tell a gain from noise learned by heart
             return old
@@ -149,7 +149,7 @@ class Fitter:
             return parts if settle is None or not np.isfinite(found).all() else settle(*parts)
 
         solution = self.fitted.solver(start, constant=self.intercept)
-        error, ridge = _least(lambda one: _loss(judge, self._joined(*settled(solution(one)))))
+        error, ridge = least(lambda one: loss(judge, self._joined(*settled(solution(one)))))
         if not np.isfinite(error) or error > before * (1 - _LEAST_GAIN):
             return old
         found = replace(old, after=error / scale, ridge=ridge)
@@ -239,20 +239,20 @@ def _mean(rows: AnyArray) -> Float64Array:
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def _loss(judge: Moments | Rows, weight: Float64Array) -> float:
+def loss(judge: Moments | Rows, weight: Float64Array) -> float:
     """Sum of all the errors, >= 0 whatever rounding made of it; inf where it is no number."""
     error = float(judge.error(weight).sum())
     return max(error, 0.0) if np.isfinite(error) else np.inf
 
 
-def _least(loss: Callable[[float], float]) -> tuple[float, float]:
+def least(losing: Callable[[float], float]) -> tuple[float, float]:
     """Least loss and its ridge, found by walking downhill from the middle."""
     best = _FIRST_RIDGE
-    losses = {best: loss(_RIDGES[best])}
+    losses = {best: losing(_RIDGES[best])}
     for step in (-1, 1):
         tried = best + step
         while 0 <= tried < len(_RIDGES) and tried not in losses:
-            losses[tried] = loss(_RIDGES[tried])
+            losses[tried] = losing(_RIDGES[tried])
             if losses[tried] >= losses[best] * (1 - _LEAST_GAIN):
                 break
             best, tried = tried, tried + step

@@ -29,7 +29,7 @@ ORDER = tuple(
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise through sums refit shown activations sites affine carried bases products
+    stepwise through sums refit sparsegpt patterned shown activations sites affine carried bases products
     problem unfuse restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe
