@@ -9,7 +9,7 @@ conjugate gradients give those that stay their best values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -27,7 +27,7 @@ _GROWTH = 1.1  # of the stiffness, each round
 _ROUNDS_PER_INVERSE = 5
 _SWEEPS = 2
 _STEPS = 20  # of conjugate gradients
-_TINY = 1e-300
+_TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +80,32 @@ def pruned(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Arra
 def refined(problem: Quadratic, weights: FloatArray, steps: int = _STEPS) -> Float64Array:
     """The best values of the weights that are not zero, by conjugate gradients."""
     free = weights != 0
-    scale = 1 / np.maximum(np.diagonal(problem.matrix, axis1=1, axis2=2), _TINY)[:, None]
     found = np.array(weights, np.float64)
-    left = np.matmul(problem.center - found, problem.matrix) * free
-    direction = near = left * scale
-    energy = np.sum(left * near, axis=2, keepdims=True)
+    # The error that is left is taken in float64 once; what makes up for it is small.
+    left = (np.matmul(problem.center - found, problem.matrix) * free).astype(np.float32)
+    matrix = problem.matrix.astype(np.float32)
+    scale = 1 / np.maximum(np.diagonal(matrix, axis1=1, axis2=2), _TINY)[:, None]
+    moved = np.zeros_like(left)
+    near = left * scale
+    direction = near.copy()
+    energy = _dot(left, near)
     for _ in range(steps):
-        bent = np.matmul(direction, problem.matrix) * free
-        length = energy / np.maximum(np.sum(direction * bent, axis=2, keepdims=True), _TINY)
-        found += length * direction
+        bent = np.matmul(direction, matrix)
+        bent *= free
+        length = energy / np.maximum(_dot(direction, bent), _TINY)
+        moved += length * direction
         left -= length * bent
         near = left * scale
-        after = np.sum(left * near, axis=2, keepdims=True)
-        direction = near + direction * (after / np.maximum(energy, _TINY))
+        after = _dot(left, near)
+        direction *= after / np.maximum(energy, _TINY)
+        direction += near
         energy = after
-    return found
+    return np.asarray(found + moved, np.float64)
+
+
+def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Product of each row with another, shape (groups, rows, 1)."""
+    return np.asarray(np.einsum("gok,gok->go", a, b)[..., None])
 
 
 # -- which weights stay ----------------------------------------------------------------------------
@@ -104,7 +115,8 @@ def swept(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Array
     """SparseGPT: inputs are settled from the first to the last, later ones make up for it.
 
     Of N:M all ways to keep N of a run are compared by the error that is left once the rest of the
-    run and all later inputs have made up for what goes.
+    run and all later inputs have made up for what goes; other patterns take
+    the same share of every block of inputs, as there.
 
     Source: Frantar & Alistarh 2023 (arXiv:2301.00774), without the inverse: the error of an input
         given those before it is a row of the reversed Cholesky factor.
@@ -150,9 +162,8 @@ def _swept(
             assert isinstance(pattern, NM)
             done = _by_runs(corner, center[:, block], felt[:, block], pattern)
         else:
-            diagonal = np.diagonal(corner)
             now = center[:, block] - np.matmul(felt[:, block], np.linalg.inv(corner))
-            keep = mask(pattern, np.square(now * diagonal), sparsity)
+            keep = mask(pattern, np.square(now * np.diagonal(corner)), sparsity)
             done = _by_inputs(corner, center[:, block], felt[:, block], keep)
         moved[:, block] = done
         felt[:, block.stop :] += np.matmul(done, factor[block, block.stop :])
@@ -168,13 +179,13 @@ def _by_runs(
     corner: Float64Array, center: Float64Array, felt: Float64Array, pattern: NM
 ) -> Float64Array:
     """How far each weight of a block moves where every run of N:M keeps its best N."""
-    m = pattern.m
+    own = _corners(corner, pattern.m)
+    choices, inverses = _Choices(np.matmul(own, own.swapaxes(1, 2)), pattern.n), np.linalg.inv(own)
     moved, felt = np.zeros_like(center), felt.copy()
-    for first in range(0, center.shape[1], m):
-        run = slice(first, first + m)
-        own = corner[run, run]
-        free = center[:, run] - np.matmul(felt[:, run], np.linalg.inv(own))
-        moved[:, run] = _Choice(np.matmul(own, own.T), pattern.n)(free) - center[:, run]
+    for at, inverse in enumerate(inverses):
+        run = slice(at * pattern.m, (at + 1) * pattern.m)
+        free = center[:, run] - np.matmul(felt[:, run], inverse)
+        moved[:, run] = choices.best(at, free) - center[:, run]
         felt[:, run.stop :] += np.matmul(moved[:, run], corner[run, run.stop :])
     return moved
 
@@ -191,38 +202,50 @@ def _by_inputs(
     return moved
 
 
-class _Choice:
-    """The best N of M weights to keep under one quadratic form, row by row."""
+class _Choices:
+    """The best N of M weights to keep in each run, row by row, by a quadratic form for each run."""
 
-    def __init__(self, matrix: FloatArray, n: int) -> None:
-        m = len(matrix)
-        kept = [list(some) for some in combinations(range(m), n)]
+    def __init__(self, matrices: FloatArray, n: int) -> None:
+        """``matrices``: shape (runs, M, M)."""
+        m = matrices.shape[1]
         self._gone = m - n
-        costs, maps = [], []
-        for some in kept:
+        costs, self._maps = [], []
+        for some in map(list, combinations(range(m), n)):
             others = [at for at in range(m) if at not in some]
-            inner = np.linalg.inv(matrix[np.ix_(some, some)])
-            pull = np.matmul(matrix[np.ix_(others, some)], inner)
+            inner = np.linalg.inv(_part(matrices, some, some))
+            pull = np.matmul(_part(matrices, others, some), inner)
             # What goes costs its Schur complement: the rest of the run makes up for its part.
-            left = matrix[np.ix_(others, others)] - np.matmul(pull, matrix[np.ix_(some, others)])
-            cost = np.zeros((m, self._gone), matrix.dtype)
-            cost[others] = np.linalg.cholesky(left)
-            moved = np.zeros((m, m), matrix.dtype)
-            moved[some, some] = 1
-            moved[np.ix_(others, some)] = pull
+            left = np.matmul(pull, _part(matrices, some, others))
+            left = _part(matrices, others, others) - left
+            cost = np.zeros((len(matrices), m, self._gone), matrices.dtype)
+            cost[:, others] = np.linalg.cholesky(left)
+            moved = np.zeros_like(matrices)
+            moved[:, some, some] = 1
+            moved[:, np.array(others)[:, None], some] = pull
             costs.append(cost)
-            maps.append(moved)
-        self._cost, self._map = np.concatenate(costs, axis=1), np.stack(maps)
+            self._maps.append(moved)
+        self._costs = np.concatenate(costs, axis=2)
 
-    def __call__(self, free: FloatArray) -> FloatArray:
-        """The best weights, for what they would be without a pattern, shape (rows, M)."""
-        costs = np.square(np.matmul(free, self._cost)).reshape(len(free), -1, self._gone)
-        best = costs.sum(axis=2).argmin(axis=1)
+    def best(self, run: int, free: FloatArray) -> FloatArray:
+        """The best weights of a run, for what they would be without a pattern, (rows, M)."""
+        costs = np.square(np.matmul(free, self._costs[run])).reshape(len(free), -1, self._gone)
+        chosen = costs.sum(axis=2).argmin(axis=1)
         found = np.empty_like(free)
-        for number, moved in enumerate(self._map):
-            rows = np.flatnonzero(best == number)
-            found[rows] = np.matmul(free[rows], moved)
+        for number, moved in enumerate(self._maps):
+            rows = np.flatnonzero(chosen == number)
+            found[rows] = np.matmul(free[rows], moved[run])
         return found
+
+
+def _part(matrices: FloatArray, rows: list[int], columns: list[int]) -> FloatArray:
+    return matrices[:, np.array(rows)[:, None], columns]
+
+
+def _corners(matrix: FloatArray, m: int) -> FloatArray:
+    """The square of each run on the diagonal, shape (runs, M, M)."""
+    runs = len(matrix) // m
+    at = np.arange(runs)
+    return matrix.reshape(runs, m, runs, m)[at, :, at]
 
 
 def alternated(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Array:
@@ -268,9 +291,8 @@ def descended(problem: Quadratic, weights: FloatArray, pattern: NM) -> Float64Ar
         matrix = problem.matrix[group].astype(np.float32)
         slope = np.matmul(one - problem.center[group].astype(np.float32), matrix)
         runs = [slice(first, first + pattern.m) for first in range(0, len(matrix), pattern.m)]
-        choices: list[Callable[[FloatArray], FloatArray]] = []
-        choices += [_Choice(matrix[run, run], pattern.n) for run in runs]
-        inverses = [np.linalg.inv(matrix[run, run]) for run in runs]
+        own = _corners(matrix, pattern.m)
+        choices, inverses = _Choices(own, pattern.n), np.linalg.inv(own)
         for _ in range(_SWEEPS):
             for block in _blocks(len(matrix), pattern.m):
                 before = one[:, block].copy()
@@ -278,7 +300,7 @@ def descended(problem: Quadratic, weights: FloatArray, pattern: NM) -> Float64Ar
                 for run in (run for run in runs if block.start <= run.start < block.stop):
                     inside = slice(run.start - block.start, run.stop - block.start)
                     at = run.start // pattern.m
-                    now = choices[at](one[:, run] - np.matmul(near[:, inside], inverses[at]))
+                    now = choices.best(at, one[:, run] - np.matmul(near[:, inside], inverses[at]))
                     near += np.matmul(now - one[:, run], matrix[run, block])
                     one[:, run] = now
                 moved = one[:, block] - before

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module may import only from modules above it, inside functions too.
 ORDER = tuple(
     """
-    errors types dims validate functions patterns io weights replaced thin
+    errors types dims validate functions patterns permute io weights replaced thin
     effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
@@ -29,8 +29,8 @@ ORDER = tuple(
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise through sums refit sparsegpt patterned shown activations sites affine carried bases products
-    problem unfuse restore
+    stepwise through sums refit sparsegpt patterned
+    shown activations sites affine carried bases products problem unfuse restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe
     drift verify
