@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from onnxprune.score import score as score
     from onnxprune.select import PruningPlan as PruningPlan
     from onnxprune.select import select as select
+    from onnxprune.sparsifying import sparsify as sparsify
     from onnxprune.studies import sensitivity as sensitivity
     from onnxprune.studies import sweep as sweep
     from onnxprune.twin import masked_twin as masked_twin
@@ -64,6 +65,7 @@ _HOME = {
     "score": "score",
     "PruningPlan": "select",
     "select": "select",
+    "sparsify": "sparsifying",
     "sensitivity": "studies",
     "sweep": "studies",
     "Limits": "types",
@@ -97,6 +99,7 @@ __all__ = [
     "select",
     "sensitivity",
     "shrink",
+    "sparsify",
     "sweep",
     "verify",
 ]

@@ -1,9 +1,9 @@
 """How many channels suit the hardware: what each layer wants, and what each group is rounded to.
 
 Tensor Cores take channels in and out of a layer in eights for floats, in sixteens where the weight
-holds a 2:4 pattern, and in TensorRT's int8 layouts in thirty-twos; a width between two multiples
-is padded to the next and costs as much (NVIDIA, "Optimizing for Tensor Cores" in TensorRT's best
-practices, and "Matrix Multiplication Background"). Their largest tile is 64 wide.
+holds a 2:4 pattern or is to, and in TensorRT's int8 layouts in thirty-twos; a width between two
+multiples is padded to the next and costs as much (NVIDIA, "Optimizing for Tensor Cores" in
+TensorRT's best practices, and "Matrix Multiplication Background"). Their largest tile is 64 wide.
 
 What a group of coupled channels is rounded to:
 
@@ -61,9 +61,12 @@ class Want:
     groups: int
 
 
-def steps(graph: DependencyGraph) -> Mapping[int, int]:
-    """What the units of each prunable group should stay a multiple of, by group id."""
-    found = Alignment(graph)
+def steps(graph: DependencyGraph, *, sparse: bool = False) -> Mapping[int, int]:
+    """What the units of each prunable group should stay a multiple of, by group id.
+
+    With ``sparse`` every weight is to hold a 2:4 pattern.
+    """
+    found = Alignment(graph, sparse=sparse)
     return {group.id: found.step(group) for group in graph.prunable}
 
 
@@ -75,9 +78,9 @@ class Alignment:
         wants: Every layer that multiplies by a constant weight, by label and operator.
     """
 
-    def __init__(self, graph: DependencyGraph) -> None:
+    def __init__(self, graph: DependencyGraph, *, sparse: bool = False) -> None:
         self.graph = graph
-        found = tuple(_wants(graph))
+        found = tuple(_wants(graph, sparse=sparse))
         self.wants = {(want.node.label, want.node.op_type): want for want in found}
         self._readers: dict[str, list[Want]] = {}
         for want in found:
@@ -246,7 +249,7 @@ class Alignment:
 # -- what layers want ------------------------------------------------------------------------------
 
 
-def _wants(found: DependencyGraph) -> Iterator[Want]:
+def _wants(found: DependencyGraph, *, sparse: bool) -> Iterator[Want]:
     graph, env = found.graph, found.envs[0]
     for node in graph.nodes:
         axis = _summed_over(node)
@@ -261,6 +264,8 @@ def _wants(found: DependencyGraph) -> Iterator[Want]:
         multiple = FOR_FLOATS
         if kind in _INT8:
             multiple, spelled = FOR_INT8, _INT8[kind]
+        elif sparse:
+            multiple, spelled = FOR_PATTERN, "the 2:4 pattern"
         else:
             weight = seen_weight(graph, node.inputs[1])
             if weight is not None and holds_pattern(weight, axis):

@@ -110,6 +110,22 @@ class Level(StrEnum):
     full = "full"
 
 
+class SparseScope(StrEnum):
+    """Where the sparsity is taken from."""
+
+    local = "local"
+    global_ = "global"
+
+
+class Method(StrEnum):
+    """How the values of a sparse weight are chosen."""
+
+    auto = "auto"
+    magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+
+
 class SchemaName(StrEnum):
     """What there is a JSON Schema of."""
 
@@ -271,8 +287,17 @@ def inspect(
     ops: Annotated[
         bool, typer.Option("--ops", help="Show the model's operators and how each is treated.")
     ] = False,
+    sparsity: Annotated[
+        bool,
+        typer.Option("--sparsity", help="Show what sparsity the weight of every layer has."),
+    ] = False,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the groups as a table.")
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Write the groups as a table; with --sparsity the weights.",
+        ),
     ] = None,
     attention: AttentionMode = Attention.heads,
     allow_norm: AllowNorm = False,
@@ -295,16 +320,18 @@ def inspect(
             input_shapes=_shapes(input_shape),
             attention=attention.value,
             allow_norm=allow_norm,
+            sparsity=sparsity,
             progress=progress,
         )
         chosen = None if group is None else _groups(graph, group)
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
             from onnxprune.io import write_texts
-            from onnxprune.report.tables import groups_csv
+            from onnxprune.report.tables import groups_csv, held_csv
 
             check_sources(graph.graph.model, csv)
-            write_texts({csv: groups_csv(report.groups)})
+            text = groups_csv(report.groups) if report.held is None else held_csv(report.held)
+            write_texts({csv: text})
     with printing(*([] if csv is None else [csv])):
         if json:
             from onnxprune.report.build import as_json, only_groups
@@ -440,6 +467,15 @@ def shrink(
         Schedule,
         typer.Option("--schedule", help="Much goes in the first steps, or as much in each."),
     ] = Schedule.polynomial,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            "--then",
+            metavar="PATTERN",
+            help="Impose a sparsity pattern on what is left, such as 2:4; widths are rounded for "
+            "it.",
+        ),
+    ] = None,
     verify: Annotated[
         Level,
         typer.Option(
@@ -512,6 +548,7 @@ def shrink(
             attention=attention is not CutAttention.auto,
             steps=steps != 1,
             schedule=schedule is not Schedule.polynomial,
+            then=then,
             allow_norm=allow_norm,
             input_shape=input_shape,
         )
@@ -541,6 +578,7 @@ def shrink(
             restore=restore.value,
             steps=steps,
             schedule=schedule.value,
+            then=then,
             input_shapes=_shapes(input_shape),
             data=data,
             seed=seed,
@@ -562,6 +600,157 @@ def shrink(
             from onnxprune.report.tables import shrink_report
 
             show(shrink_report(report, verbose=verbose))
+
+
+@app.command(cls=_Command, short_help="Impose a fine-grained sparsity pattern, such as 2:4.")
+def sparsify(
+    model: ModelPath,
+    *,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            metavar="PATTERN",
+            help="2:4 (the default) or another N:M, 1xN or Nx1 vectors, BxB blocks, kernel, or "
+            "unstructured.",
+            show_default=False,
+        ),
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            "--sparsity",
+            parser=_number,
+            metavar="S",
+            help="Share that goes, 0 < S < 1; N:M implies its own.",
+        ),
+    ] = None,
+    scope: Annotated[
+        SparseScope,
+        typer.Option("--scope", help="Take that share of each layer, or of all together."),
+    ] = SparseScope.local,
+    method: Annotated[
+        Method,
+        typer.Option("--method", help="How the values that stay are chosen."),
+    ] = Method.auto,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="Repeat a recipe: .json, or a sparse model."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Default: MODEL.sparse.onnx."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="GLOB", help="Leave these layers or weights dense."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="Leave all other layers dense."),
+    ] = None,
+    only_gain: Annotated[
+        bool,
+        typer.Option("--only-gain", help="Leave layers dense that no GPU is expected to speed up."),
+    ] = False,
+    xz: Annotated[
+        bool | None,
+        typer.Option(
+            "--xz/--no-xz",
+            help="Measure the file compressed with xz; by default where that is quick.",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the layers as a table.")
+    ] = None,
+    verify: Annotated[
+        Level,
+        typer.Option(
+            "--verify",
+            help="Check the pattern in the file, and that it loads and runs (twin); measure the "
+            "drift too (full).",
+        ),
+    ] = Level.full,
+    max_drift: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drift", parser=_number, metavar="X", help="Most relative L2 difference allowed."
+        ),
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option("--min-cosine", parser=_number, metavar="X", help="Least cosine allowed."),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1", parser=_number, metavar="X", help="Least share of equal top-1 classes."
+        ),
+    ] = None,
+    data: DataPath = None,
+    input_shape: Shapes = None,
+    seed: Seed = 0,
+    recipe_out: Annotated[
+        Path | None,
+        typer.Option("--recipe-out", metavar="FILE", help="Write the recipe as JSON."),
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Set weights of every layer to zero in a pattern, smallest first, and prove it holds."""
+    if recipe is not None:
+        _refuse_beside(
+            "--recipe",
+            pattern=pattern,
+            sparsity=sparsity is not None,
+            scope=scope is not SparseScope.local,
+            method=method is not Method.auto,
+            ignore=ignore,
+            only=only,
+            only_gain=only_gain,
+            input_shape=input_shape,
+        )
+    with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
+        from onnxprune import sparsifying
+
+        _, report = sparsifying.sparsify(
+            model,
+            pattern=pattern or "2:4",
+            sparsity=sparsity,
+            scope=scope.value,
+            method=method.value,
+            recipe=recipe,
+            ignore=ignore or (),
+            only=only or (),
+            only_gain=only_gain,
+            xz=xz,
+            input_shapes=_shapes(input_shape),
+            data=data,
+            seed=seed,
+            verify=verify.value,
+            max_drift=max_drift,
+            min_cosine=min_cosine,
+            min_top1=min_top1,
+            output=None if dry_run else output or model.parent / f"{model.stem}.sparse.onnx",
+            recipe_out=None if dry_run else recipe_out,
+            table=None if dry_run else csv,
+            force=force,
+            progress=progress,
+        )
+    with printing(*report.written):
+        if json:
+            from onnxprune.report.build import as_json
+
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import sparsify_report
+
+            show(sparsify_report(report, verbose=verbose))
 
 
 @app.command(cls=_Command, short_help="Measure what each group of channels can lose.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+BUG = "this is a bug in onnxprune: please report it with the model"
+
 
 class OnnxPruneError(Exception):
     """Base of all errors of this package; raise one of its subclasses.

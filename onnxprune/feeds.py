@@ -17,7 +17,7 @@ from onnxprune.types import AnyArray, Shape
 Batch = Mapping[str, AnyArray]
 
 _INT_RANGES = (100, 10, 2)  # Exclusive upper ends; the runtime says which one is a valid index.
-_NEEDS_DATA = "give real inputs with --data FILE.npz, or skip the check by shrink --verify none"
+_NEEDS_DATA = "give real inputs with --data FILE.npz, or skip the check by --verify none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -224,6 +224,18 @@ def serialize(model: Model) -> bytes:
     return out.getvalue()
 
 
+class Sink(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Take them; how many."""
+
+
+def write_to(model: Model, out: Sink) -> int:
+    """Write the whole model inline, weight by weight; the bytes written."""
+    return _write_parts(out, _Writer(model).parts())
+
+
 @contextlib.contextmanager
 def runnable(model: Model) -> Iterator[bytes | str]:
     """What an ``InferenceSession`` takes: bytes, or over 2 GiB the path of a temporary file."""
@@ -253,7 +265,12 @@ def save(model: Model, path: str | Path, *, force: bool = False) -> int:
 
 
 def save_with(
-    model: Model, path: str | Path, texts: Mapping[Path, str], *, force: bool = False
+    model: Model,
+    path: str | Path,
+    texts: Mapping[Path, str],
+    *,
+    force: bool = False,
+    check: Callable[[Model], None] | None = None,
 ) -> Mapping[Path, int]:
     """``save``, together with text files: all of them or none.
 
@@ -262,6 +279,8 @@ def save_with(
         path: Where to.
         texts: More files, by path; whether they may be overwritten is for the caller to check.
         force: Overwrite the model's files.
+        check: Called with the model as the written files give it, before they are put in place;
+            what it raises leaves no file.
 
     Returns:
         Bytes of each file that was written; the model itself comes last.
@@ -278,7 +297,13 @@ def save_with(
             with _named(target):
                 _check_output(model, target, force)
     beside = {target: _text_job(text) for target, text in texts.items()}
-    return _write_files(beside | _model_jobs(model, path, data_path))
+
+    def written(temporary: Mapping[Path, Path]) -> None:
+        if check is not None:
+            moved = {} if data_path is None else {data_path.name: temporary[data_path].name}
+            check(_reread(temporary[path], moved))
+
+    return _write_files(beside | _model_jobs(model, path, data_path), written)
 
 
 def write_texts(texts: Mapping[Path, str]) -> Mapping[Path, int]:
@@ -535,7 +560,7 @@ def _nested(number: int, parts: list[_Part]) -> list[_Part]:
     return [_ready(_varint(number << 3 | 2) + _varint(_length(parts))), *parts]
 
 
-def _write_parts(out: IO[bytes], parts: Iterable[_Part]) -> int:
+def _write_parts(out: Sink, parts: Iterable[_Part]) -> int:
     written = 0
     for part in parts:
         data = part.make()
@@ -682,11 +707,23 @@ def _text_job(text: str) -> _Job:
     return lambda out: out.write(text.encode())
 
 
-def _write_files(jobs: Mapping[Path, _Job]) -> Mapping[Path, int]:
+def _reread(path: Path, moved: Mapping[str, str]) -> Model:
+    """A model just written, whose external data lies where ``moved`` says as yet."""
+    proto = _parse(path.read_bytes(), str(path))
+    for tensor, _ in validate.tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = moved.get(entry.value, entry.value)
+    return Model(proto, path.parent)
+
+
+def _write_files(
+    jobs: Mapping[Path, _Job], check: Callable[[Mapping[Path, Path]], None] | None = None
+) -> Mapping[Path, int]:
     """Write beside the targets, then move all into place, in the order given.
 
     Whatever goes wrong, an interruption too, leaves neither temporary files nor some of the
-    targets.
+    targets. ``check`` sees where each lies before it is moved, and may raise.
     """
     temporary = {
         target: target.with_name(f".onnxprune-{secrets.token_hex(8)}.tmp") for target in jobs
@@ -703,6 +740,8 @@ def _write_files(jobs: Mapping[Path, _Job]) -> Mapping[Path, int]:
                 written[target] = job(out)
                 out.flush()
                 os.fsync(out.fileno())
+        if check is not None:
+            check(temporary)
         moving = True
         for target in jobs:
             with _named(target):

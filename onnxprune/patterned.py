@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from onnxprune.through import Through
 from onnxprune.types import BoolArray, Float64Array, IntArray
 
 _WIDE = 4096  # inputs of a layer without a Gram matrix that are worked on at once
+_FIRST_RIDGE = 4  # to be tried: a pattern takes more than a refit does
 _TURNS = 2  # over the parts of such a layer
 _LEAST_VARIANCE = 1e-30
 METHODS = ("sparsegpt", "wanda")
@@ -55,6 +57,8 @@ class Imposed:
 
 class PatternFitter(Fitter):
     """Collects rows as a refit does and solves for weights that hold a pattern."""
+
+    rounds = 1  # with the mask as it is there is less to follow
 
     def __init__(
         self,
@@ -113,10 +117,11 @@ class PatternFitter(Fitter):
             found = plain[-1]
             done = Fit(weight, bias, before / scale, judged(found) / scale, 0.0)
             return self._fit(found, done)
-        error, ridge = least(lambda one: judged(self._solved(self.fitted, start, one, quick=True)))
+        quickly = partial(self._solved, self.fitted, start, quick=True)
+        error, ridge = least(lambda one: judged(quickly(one)), _FIRST_RIDGE)
         tried = [*plain, self._solved(self.fitted, start, ridge)]
         if not self.wide:
-            tried.append(self._solved(self.fitted, start, ridge, quick=True))
+            tried.append(quickly(ridge))
         errors = [judged(one) for one in tried]
         error, found = min(errors), tried[int(np.argmin(errors))]
         keep = found != 0

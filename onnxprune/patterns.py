@@ -119,12 +119,11 @@ def misfit(pattern: Pattern, shape: Shape, taps: int) -> str | None:
     """Why (groups, outputs, taps * channels) weights cannot hold a pattern; None if they can."""
     outputs, channels = shape[-2], shape[-1] // max(1, taps)
     match pattern:
-        case NM(_, m) if channels % m or not channels:
-            return f"{channels} channels to sum over, not a multiple of {m}"
-        case Block(_, width) if channels % width:
-            return f"{channels} channels to sum over, not a multiple of {width}"
+        case NM(_, run) | Block(_, run) if channels % run or not channels:
+            many = "1 channel" if channels == 1 else f"{channels} channels"
+            return f"{many} to sum over, not a multiple of {run}"
         case Block(height, _) if outputs % height:
-            return f"{outputs} outputs, not a multiple of {height}"
+            return f"{outputs} output{'s' if outputs != 1 else ''}, not a multiple of {height}"
     return None
 
 

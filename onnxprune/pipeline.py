@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
-from onnxprune.errors import UnsupportedModelError, UsageError, VerificationError
+from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
+from onnxprune.held import check_held, held_weights
+from onnxprune.impose import check_replay, halved, impose, sparsified
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
@@ -42,15 +44,15 @@ from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
+from onnxprune.thin import Thinned
 from onnxprune.timing import compare_timings, measure
 from onnxprune.twin import masked_twin
-from onnxprune.types import Latency, Limits, Refitted, Report, Shape, Verdict
+from onnxprune.types import Latency, Limits, Report, Shape, Verdict
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
 _TRIES = 4  # random inputs tried until one shows more than the model's own noise
-_BUG = "this is a bug in onnxprune: please report it with the model"
 
 
 # -- shrink ----------------------------------------------------------------------------------------
@@ -79,6 +81,7 @@ def shrink(
     restore: str = "auto",
     steps: int = 1,
     schedule: str = "polynomial",
+    then: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -128,6 +131,9 @@ def shrink(
         steps: In how many steps to cut: what is left is ranked again, and restored, after each.
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
+        then: Sparsity pattern such as ``2:4`` to impose on what is left, smallest weights first;
+            ``round_to`` is then ``auto``, and knows of it, unless it is more than 1. Patterns that
+            imply no share of their own take half.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -166,6 +172,7 @@ def shrink(
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
+    pattern = None if then is None else halved(then)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -174,13 +181,13 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate, restore, steps, schedule,
+            dict(targets or {}), aggregate, restore, steps, schedule, pattern,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
-            check = Check(verify, limits, _given_data(data, original), seed)
-        graph = _analyse(original, asked.shapes, asked.analysis, clock)
+            check = Check(verify, limits, given_data(data, original), seed)
+        graph = analysed(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
         (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
@@ -195,18 +202,28 @@ def shrink(
                 "the recipe's weights were refitted to data, these are not: "
                 "give data to refit them again"
             )
-        level = "twin" if restoring != "none" and check.level == "full" else check.level
+        later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
+        level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
         )
-        layers: tuple[Refitted, ...] = ()
+        recovered = thinned = None
+        whole = surgery.model
         if restoring != "none":
             with clock.stage("restore"):
                 recovered = restored(plan, surgery, restoring, check, clock)
-            surgery, layers, restoring = recovered.surgery, recovered.layers, recovered.how
+            surgery, restoring = recovered.surgery, recovered.how
+            whole = surgery.model
+        if asked.sparse is not None:
+            with clock.stage("sparsify"):
+                thinned = impose(whole, asked.sparse)
+                if given is not None:
+                    check_replay(given, thinned)
+            surgery = replace(surgery, model=thinned.model)
+        if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         options = asked.options(method, restoring, plan.graph.tracer.attention)
-        made, written = _with_recipe(surgery, original, options)
+        made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
@@ -216,7 +233,8 @@ def shrink(
                 kept = written or _empty_recipe(made, original, options)
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
-                made, output, recipes, force=force
+                made, output, recipes, force=force,
+                check=None if verify == "none" else _pattern_check(whole, thinned),
             )  # fmt: skip
             if output is not None:
                 size = sum(count for path, count in files.items() if path not in recipes)
@@ -230,22 +248,27 @@ def shrink(
         importance=method,
         importance_why=why,
         exact=graph.exact(plan.keep),
-        groups=group_reports(graph, plan.keep, plan.why, aligned=asked.round_to != 1),
+        groups=group_reports(
+            graph, plan.keep, plan.why, aligned=asked.round_to != 1, sparse=asked.for_runs
+        ),
         verdict=verdict,
         stand_ins=graph.stand_ins,
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
-        restored=layers,
+        restored=() if recovered is None else recovered.layers,
         written=tuple(files),
         latency=times,
-        layers=layer_reports(graph, before, after),
+        layers=layer_reports(graph, before, after, sparse=asked.for_runs),
         rounded=asked.rounding != 1,
+        sparsified=None
+        if thinned is None or asked.sparse is None
+        else sparsified(thinned, asked.sparse, whole, made, xz=False),
     )
 
 
-def _analyse(
+def analysed(
     model: Model, shapes: Mapping[str, Shape], mode: Mode, clock: Clock
 ) -> DependencyGraph:
     """``analyse`` with its two stages timed apart."""
@@ -262,7 +285,7 @@ def _analyse(
 
 
 def _why_nothing(plan: PruningPlan, asked: Request) -> str:
-    round_to, ratio = asked.round_to, asked.ratio
+    round_to, ratio = asked.rounding, asked.ratio
     if asked.exactly:
         return "no channel is without effect"
     if asked.allowance is not None:
@@ -279,13 +302,21 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
 
 
 def _with_recipe(
-    surgery: Surgery, original: Model, options: Options
+    surgery: Surgery, original: Model, options: Options, thinned: Thinned | None
 ) -> tuple[Model, Recipe | None]:
     """The new model with its recipe inside; unchanged, and no recipe, where nothing was removed."""
-    if not surgery.removed:
+    sparse = () if thinned is None else thinned.done
+    if not surgery.removed and not sparse:
         return surgery.model, None
-    written = build(original, surgery, options, __version__)
+    written = build(original, surgery, options, __version__, sparse)
     return embed(surgery.model, written), written
+
+
+def _pattern_check(whole: Model, thinned: Thinned | None) -> Callable[[Model], None] | None:
+    """What is asked of the written file where a pattern was imposed."""
+    if thinned is None:
+        return None
+    return lambda written: check_held(whole, written, thinned)
 
 
 def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
@@ -296,7 +327,8 @@ def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
 # -- verification ----------------------------------------------------------------------------------
 
 
-def _given_data(data: Path | str | Data | None, model: Model) -> Data | None:
+def given_data(data: Path | str | Data | None, model: Model) -> Data | None:
+    """Data as it is used, read from its file if it is in one."""
     return load_data(data, model) if isinstance(data, str | Path) else data
 
 
@@ -348,10 +380,15 @@ def _verify(
             # What one random input cannot tell from rounding, another may.
             if verdict.status != "not_run":
                 break
+    return judged(verdict, check.limits)
+
+
+def judged(verdict: Verdict, limits: Limits) -> Verdict:
+    """A verdict on a result that may be written; a failed one raises."""
     if verdict.status == "failed":
-        hint = _BUG if verdict.ours else "nothing was written"
+        hint = BUG if verdict.ours else "nothing was written"
         raise VerificationError(verdict.reason, hint=hint)
-    if verdict.status == "not_run" and check.limits != Limits():
+    if verdict.status == "not_run" and limits != Limits():
         raise VerificationError(
             f"{verdict.reason}, so your limit cannot be judged", hint="nothing was written"
         )
@@ -366,12 +403,13 @@ def _measured(
     proved: Verdict,
     check: Check,
     clock: Clock,
-    recovered: Restored,
+    recovered: Restored | None,
 ) -> Verdict:
-    """The verdict on a restored model: the proof of the plain cut, the drift of what is written."""
+    """The verdict on what is written: the proof of the plain cut, and its own drift."""
     if check.level == "none":
         return proved
-    data = check.data if check.data is not None else recovered.unseen
+    unseen = None if recovered is None else recovered.unseen
+    data = check.data if check.data is not None else unseen
     with clock.stage("verify"):
         found = run_checks(
             graph.graph.source,
@@ -382,9 +420,11 @@ def _measured(
             limits=check.limits,
         )
     if found.status == "failed":
-        hint = _BUG if found.ours else "nothing was written"
+        hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)
     notes = (*proved.notes, *found.notes)
+    if recovered is None:
+        return replace(proved, drift=found.drift, inputs=found.inputs, notes=notes)
     if recovered.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
     if recovered.note and recovered.surgery.restored:
@@ -401,6 +441,7 @@ def inspect(
     input_shapes: Mapping[str, Shape] | None = None,
     attention: str = "heads",
     allow_norm: bool = False,
+    sparsity: bool = False,
     progress: Progress | None = None,
 ) -> tuple[DependencyGraph, Report]:
     """What can be pruned, what cannot and why, and what it all costs.
@@ -410,6 +451,7 @@ def inspect(
         input_shapes: Concrete shapes for symbolic inputs.
         attention: As in ``analyse``.
         allow_norm: As in ``analyse``.
+        sparsity: Also look what sparsity the weight of every layer has.
         progress: Called with the name of each stage as it begins.
 
     Returns:
@@ -419,10 +461,12 @@ def inspect(
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
-        graph = _analyse(original, input_shapes or {}, Mode(attention, allow_norm), clock)
+        graph = analysed(original, input_shapes or {}, Mode(attention, allow_norm), clock)
         method, why = choose(graph) if graph.prunable else ("", nothing_prunable(graph))
         with clock.stage("select"):
             idle = without_effect(graph)
+        with clock.stage("sparsity"):
+            held = tuple(held_weights(original)) if sparsity else None
     cost = stats(graph)
     return graph, Report(
         verb="inspect",
@@ -441,6 +485,7 @@ def inspect(
         warnings=tuple(heard.messages),
         without_effect=idle,
         layers=layer_reports(graph, cost),
+        held=held,
     )
 
 
@@ -476,12 +521,12 @@ def compare(
         with clock.stage("load"):
             before, after = as_model(first), as_model(second)
             _check_interfaces(before, after)
-            fed = _given_data(data, before)
-        graph = _analyse(before, input_shapes or {}, Mode(), clock)
+            fed = given_data(data, before)
+        graph = analysed(before, input_shapes or {}, Mode(), clock)
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
-        other = _analyse(after, graph.stand_ins, Mode(), clock)
+        other = analysed(after, graph.stand_ins, Mode(), clock)
         timed = _latency(before, after, fed, threads) if latency else None
     costs = stats(graph), stats(other)
     return Report(

@@ -24,7 +24,7 @@ from onnxprune.lossless import lossless_plan
 from onnxprune.record import Copy, Mask, Removed
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.select import PruningPlan
-from onnxprune.types import BoolArray, WeightAxis
+from onnxprune.types import BoolArray, ThinLayer, WeightAxis
 
 METADATA_KEY = "onnxprune.recipe"
 _CHUNK = 1 << 24  # bytes hashed at a time
@@ -34,6 +34,18 @@ _log = logging.getLogger(__name__)
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class SparsifyOptions(_Part):
+    """What pattern was asked for, defaults filled in."""
+
+    pattern: str
+    sparsity: float
+    scope: Literal["local", "global"] = "local"
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
+    only_gain: bool = False
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 class Options(_Part):
@@ -60,6 +72,7 @@ class Options(_Part):
     steps: int = 1
     schedule: Literal["polynomial", "linear"] = "polynomial"
     seed: int = 0
+    sparsify: SparsifyOptions | None = None
 
 
 class CopyEntry(_Part):
@@ -106,6 +119,7 @@ class SparsityEntry(_Part):
     tensor: str
     axis: int
     pattern: str
+    sparsity: float | None = Field(None, description="Of patterns that do not imply it.")
 
 
 class Recipe(_Part):
@@ -129,8 +143,12 @@ class Recipe(_Part):
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
         written: dict[str, object] = self.model_dump(mode="json", by_alias=True)
-        optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else None
+        optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else set()
+        optional |= {"sparsify"} if self.options.sparsify is None else set()
         written["options"] = self.options.model_dump(mode="json", exclude=optional)
+        written["sparsity"] = [
+            entry.model_dump(mode="json", exclude_none=True) for entry in self.sparsity
+        ]
         written["removed"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.removed
         ]
@@ -166,7 +184,13 @@ def _lines(written: Mapping[str, object]) -> Iterator[str]:
 # -- making ----------------------------------------------------------------------------------------
 
 
-def build(model: Model, surgery: Surgery, options: Options, version: str) -> Recipe:
+def build(
+    model: Model,
+    surgery: Surgery,
+    options: Options,
+    version: str,
+    sparsity: Iterable[ThinLayer] = (),
+) -> Recipe:
     """The recipe of a surgery.
 
     Args:
@@ -174,6 +198,7 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         surgery: From ``operate``.
         options: What was asked for, with the importance that ``auto`` took.
         version: Of onnxprune.
+        sparsity: Layers whose weights hold a pattern now, one for each tensor.
     """
     return Recipe(
         schema=1,
@@ -186,6 +211,7 @@ def build(model: Model, surgery: Surgery, options: Options, version: str) -> Rec
         masks=tuple(map(_mask, surgery.masks)),
         folded=surgery.folded,
         restored=surgery.restored,
+        sparsity=tuple(map(_sparsity, sparsity)),
         rewritten=tuple(
             RewrittenEntry.model_validate(
                 {**change.what, "from": change.before, "to": change.after}
@@ -207,6 +233,13 @@ def _removed(removed: Removed) -> RemovedEntry:
         role=removed.role,  # type: ignore[arg-type]  # pydantic checks it
         indices=removed.indices,
         at=at,
+    )
+
+
+def _sparsity(layer: ThinLayer) -> SparsityEntry:
+    share = None if ":" in layer.pattern else layer.sparsity
+    return SparsityEntry(
+        tensor=layer.tensor or "", axis=layer.axis or 0, pattern=layer.pattern, sparsity=share
     )
 
 
@@ -302,11 +335,7 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
         RecipeError: The recipe was made for another model.
     """
     model = graph.graph.source
-    if layout(model) != recipe.layout_sha256:
-        raise RecipeError(
-            "the recipe was made for a model with other weight names or shapes",
-            hint="give the model it was made for, or a retrained one",
-        )
+    _check_layout(model, recipe)
     if recipe.options.lossless:
         return _replay_lossless(graph, recipe)
     entries: dict[str, list[RemovedEntry]] = {}
@@ -326,6 +355,24 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
         raise RecipeError("the recipe does not fit this model: other channels would go")
     _warn_of_other_values(model, recipe)
     return plan
+
+
+def same_layout(model: Model, recipe: Recipe) -> None:
+    """Refuse a model whose constants have other names or shapes; warn of other values.
+
+    Raises:
+        RecipeError: The recipe was made for another model.
+    """
+    _check_layout(model, recipe)
+    _warn_of_other_values(model, recipe)
+
+
+def _check_layout(model: Model, recipe: Recipe) -> None:
+    if layout(model) != recipe.layout_sha256:
+        raise RecipeError(
+            "the recipe was made for a model with other weight names or shapes",
+            hint="give the model it was made for, or a retrained one",
+        )
 
 
 def _replay_lossless(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:

@@ -22,7 +22,6 @@ _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of t
 _FIRST_RIDGE = 3  # to be tried; from there to where the held-out error falls
 _HELD_OUT = 0.2
 _LEAST_GAIN = 1e-3  # of the held-out error: less is noise
-_ROUNDS = 4  # in which targets follow the slopes of the activation behind a layer
 _ROUND_GAIN = 1e-2  # of the held-out error: for less there is no further round
 _MOST_GRAM_BYTES = 1 << 30
 _MOST_ROW_BYTES = 1 << 29
@@ -68,7 +67,12 @@ class Fitter:
 
     Inputs and targets are moved by their means in the first batch, so that sums of large numbers
     lose no digits; the bias is the weight of one more input, which is 1.
+
+    Attributes:
+        rounds: Times that targets follow the slopes of the activation behind a layer, at most.
     """
+
+    rounds = 4
 
     def __init__(
         self,
@@ -177,7 +181,7 @@ class Fitter:
         """
         (before, least), targets = self._round(through, (old.weight, old.bias), solved(self.fitted))
         best: tuple[_Sums, float] | None = None
-        for _ in range(_ROUNDS):
+        for _ in range(self.rounds):
             (error,), following = self._round(through, solved(targets[0]))
             if not error < least * (1 - _LEAST_GAIN):
                 break
@@ -245,9 +249,9 @@ def loss(judge: Moments | Rows, weight: Float64Array) -> float:
     return max(error, 0.0) if np.isfinite(error) else np.inf
 
 
-def least(losing: Callable[[float], float]) -> tuple[float, float]:
-    """Least loss and its ridge, found by walking downhill from the middle."""
-    best = _FIRST_RIDGE
+def least(losing: Callable[[float], float], first: int = _FIRST_RIDGE) -> tuple[float, float]:
+    """Least loss and its ridge, found by walking downhill from the ``first`` of them."""
+    best = first
     losses = {best: losing(_RIDGES[best])}
     for step in (-1, 1):
         tried = best + step

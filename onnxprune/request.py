@@ -16,9 +16,10 @@ from onnxprune.groups import DependencyGraph
 from onnxprune.iterate import SCHEDULES, Chosen, Step, in_steps
 from onnxprune.latency_target import LatencyTarget
 from onnxprune.lossless import lossless_plan
+from onnxprune.patterns import NM, parse
 from onnxprune.planning import Latency as Share
 from onnxprune.planning import Planner, Trial, Wish
-from onnxprune.recipe import Options, Recipe, replay
+from onnxprune.recipe import Options, Recipe, SparsifyOptions, replay
 from onnxprune.report.clock import Clock
 from onnxprune.restoring import restored
 from onnxprune.rewrite import operate
@@ -69,6 +70,7 @@ class Request:
     restore: str = "none"
     steps: int = 1
     schedule: str = SCHEDULES[0]
+    then: SparsifyOptions | None = None
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -77,11 +79,22 @@ class Request:
 
     @property
     def rounding(self) -> int | str:
-        """``round_to``; where latency is a target and nothing is asked for, what suits hardware.
+        """``round_to``; auto where nothing is asked for, and latency or a pattern counts.
 
-        With odd widths a smaller model is often a slower one.
+        With odd widths a smaller model is often a slower one, and takes no pattern.
         """
-        return "auto" if "latency" in self.targets and self.round_to == 1 else self.round_to
+        counts = "latency" in self.targets or self.then is not None
+        return "auto" if counts and self.round_to == 1 else self.round_to
+
+    @property
+    def sparse(self) -> SparsifyOptions | None:
+        """Pattern to impose on what is left, None for none."""
+        return self.then if self.recipe is None else self.recipe.options.sparsify
+
+    @property
+    def for_runs(self) -> bool:
+        """Whether widths should suit an N:M pattern."""
+        return self.sparse is not None and isinstance(parse(self.sparse.pattern), NM)
 
     @property
     def exactly(self) -> bool:
@@ -212,7 +225,9 @@ class Request:
             ratio=self.ratio or 0.0,
             targets=self.targets,
             scope=self.scope,
-            round_to=steps(graph) if isinstance(self.rounding, str) else self.rounding,
+            round_to=steps(graph, sparse=self.for_runs)
+            if isinstance(self.rounding, str)
+            else self.rounding,
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -260,4 +275,5 @@ class Request:
             seed=self.seed,
             steps=self.steps,
             schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
+            sparsify=self.then,
         )

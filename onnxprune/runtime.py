@@ -48,7 +48,7 @@ _ELEMENT_TYPE = {
     "string": onnx.TensorProto.STRING,
 }
 # The way out for a model that cannot be run here.
-UNPROVED = "shrink --verify none writes the result without a proof"
+UNPROVED = "--verify none writes the result without a proof"
 _FATAL = 4  # ONNX Runtime's log severity that lets only fatal errors through.
 _LONGEST_REASON = 400
 _KERNEL = "_kernel_time"  # how a profile marks the event that is a kernel's own time

@@ -32,8 +32,8 @@ _MOST_OF_ONE = 0.9  # share of one layer that a global sparsity may take, unless
 # TensorRT's layouts for int8.
 _FOR_FLOATS, _FOR_INT8 = (8, 16), (32, 32)
 # Channels from which sparse kernels were seen to pay: of convolutions by NVIDIA's word in TensorRT
-# issue 4065; a product is at least a whole tile of Tensor Cores.
-_PAYS_IN_CONV, _PAYS_IN_PRODUCT = 256, 64
+# issue 4065; nothing better is known of products, so the same.
+_PAYS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Wish:
             )
         if only_gain and found != NM(2, 4):
             raise UsageError(
-                f"GPUs have no kernels for pattern {found}, so none of it gains",
+                f"TensorRT has no kernels for pattern {found}, so no layer gains",
                 hint="--only-gain goes with --pattern 2:4",
             )
         share = patterns.sparsity_of(found, sparsity)
@@ -96,12 +96,14 @@ class Thinned:
         wish: What was asked for.
         layers: Every layer, with what was done or why nothing was.
         owners: For each tensor that was thinned, the layer whose matrices were cut.
+        as_they_were: Weights that stay have their old values.
     """
 
     model: Model
     wish: Wish
     layers: tuple[ThinLayer, ...]
     owners: tuple[SparseLayer, ...] = field(repr=False)
+    as_they_were: bool = True
 
     @property
     def done(self) -> tuple[ThinLayer, ...]:
@@ -117,11 +119,13 @@ class Candidates:
         layers: Every layer.
         owners: Position of the layer that decides, for each tensor that can be cut.
         why: Why a layer stays dense, by position.
+        eligible: Those that could take it, also where the caller leaves them dense.
     """
 
     layers: tuple[SparseLayer, ...]
     owners: tuple[int, ...]
     why: Mapping[int, str]
+    eligible: frozenset[int]
 
 
 def candidates(model: Model, wish: Wish) -> Candidates:
@@ -134,30 +138,41 @@ def candidates(model: Model, wish: Wish) -> Candidates:
     filtered = _filtered(layers, wish)
     why: dict[int, str] = {}
     together: dict[int, list[int]] = {}
+    able: set[int] = set()
     for at, layer in enumerate(layers):
-        reason = _why_not(layer, wish.pattern) or filtered.get(at) or _no_gain(layer, wish)
+        reason = _why_not(layer, wish.pattern)
+        if reason is None:
+            able.add(at)
+            reason = filtered.get(at) or _no_gain(layer, wish)
         if reason is not None:
             why[at] = reason
         if layer.seen is not None:
             together.setdefault(id(layer.stored.tensor), []).append(at)
     owners: list[int] = []
     for same in together.values():
-        first = same[0]
+        apart = _apart(layers, same, wish.pattern)
         bad = next((at for at in same if at in why), None)
         if bad is not None:
             shared = f"it shares its weight with '{layers[bad].label}': {why[bad]}"
             why.update((at, shared) for at in same if at not in why)
-            continue
-        marks = _marks(layers[first], wish.pattern) if len(same) > 1 else None
-        other = next((at for at in same[1:] if not _alike(layers[at], wish.pattern, marks)), None)
-        if other is not None:
-            names = {first: layers[other].label, other: layers[first].label}
+        elif apart is not None:
             for at in same:
-                with_ = names.get(at, layers[first].label)
-                why[at] = f"it shares its weight with '{with_}', along another axis"
-            continue
-        owners.append(first)
-    return Candidates(layers, tuple(owners), why)
+                other = layers[same[0] if at != same[0] else apart].label
+                why[at] = f"it shares its weight with '{other}', along another axis"
+        else:
+            owners.append(same[0])
+        if apart is not None or not able.issuperset(same):
+            able.difference_update(same)
+    return Candidates(layers, tuple(owners), why, frozenset(able))
+
+
+def _apart(layers: Sequence[SparseLayer], same: Sequence[int], pattern: Pattern) -> int | None:
+    """First of some layers that share a tensor whose pattern would lie otherwise in it."""
+    if len(same) < 2 or any(_why_not(layers[at], pattern) for at in same):
+        return None
+    marks = _marks(layers[same[0]], pattern)
+    return next((at for at in same[1:] if not np.array_equal(_marks(layers[at], pattern), marks)),
+                None)  # fmt: skip
 
 
 def thin(
@@ -180,8 +195,9 @@ def thin(
     """
     found = candidates(model, wish)
     shares = _shares(found, wish)
-    why, changes = dict(found.why), dict[int, Callable[[], AnyArray]]()
+    changes: dict[int, Callable[[], AnyArray]] = {}
     rows: dict[int, ThinLayer] = {}
+    unfit: dict[int, str] = {}  # why a tensor that could be cut is not, once its values are known
     owners: list[SparseLayer] = []
     for number, at in enumerate(found.owners):
         layer = found.layers[at]
@@ -189,23 +205,29 @@ def thin(
             step(number, len(found.owners), layer.label)
         cut = _cut(layer, wish.pattern, shares[at], values)
         if isinstance(cut, str):
-            why[at] = cut
+            unfit[id(layer.stored.tensor)] = cut
             continue
         rows[at], changes[id(layer.stored.tensor)] = cut
         owners.append(layer)
     by_tensor = {id(found.layers[at].stored.tensor): at for at in rows}
     table = []
     for at, layer in enumerate(found.layers):
-        owner = None if layer.seen is None else by_tensor.get(id(layer.stored.tensor))
-        if owner is None:
-            table.append(_dense(layer, why.get(at, "its weight cannot be thinned")))
+        tensor = None if layer.seen is None else id(layer.stored.tensor)
+        owner = None if tensor is None else by_tensor.get(tensor)
+        if tensor in unfit:
+            table.append(replace(_row(layer, done=False), why=unfit[tensor]))
+        elif owner is None:
+            could = at in found.eligible
+            table.append(replace(_row(layer, done=False), why=found.why[at], eligible=could))
         elif owner == at:
             table.append(rows[at])
         else:
             shared = f"shares its weight with '{found.layers[owner].label}'"
             table.append(replace(rows[owner], node=layer.label, op_type=layer.node.op_type,
                                  why=shared, shared=True))  # fmt: skip
-    return Thinned(replaced(model, changes), wish, tuple(table), tuple(owners))
+    return Thinned(
+        replaced(model, changes), wish, tuple(table), tuple(owners), as_they_were=values is None
+    )
 
 
 # -- who can take it -------------------------------------------------------------------------------
@@ -233,18 +255,24 @@ def _no_gain(layer: SparseLayer, wish: Wish) -> str | None:
 def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
     """Why a GPU is not expected to run a layer faster for its pattern; None where it is."""
     if pattern != NM(2, 4):
-        return f"GPUs have no kernels for {pattern}"
-    kind = layer.stored.weight.data_type
-    small = kind in (TensorProto.INT8, TensorProto.UINT8)
-    by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
+        return f"TensorRT has no kernels for {pattern}"
+    reason = _not_aligned(layer)
+    if reason is not None:
+        return reason
     outputs, channels = layer.shape[1], layer.channels
-    if channels % by_channels:
-        return f"{channels} channels to sum over, not a multiple of {by_channels}"
-    if outputs % by_outputs:
-        return f"{outputs} outputs, not a multiple of {by_outputs}"
-    pays = _PAYS_IN_CONV if layer.form in ("conv", "deconv") else _PAYS_IN_PRODUCT
-    if min(channels, outputs) < pays:
-        return f"{channels} channels to {outputs}, sparse kernels pay from {pays}"
+    if min(channels, outputs) < _PAYS:
+        return f"{channels} channels to {outputs}, sparse kernels pay from {_PAYS}"
+    return None
+
+
+def _not_aligned(layer: SparseLayer) -> str | None:
+    """Which side of a layer is no multiple of what sparse kernels want; None where both are."""
+    small = layer.stored.weight.data_type in (TensorProto.INT8, TensorProto.UINT8)
+    by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
+    if layer.channels % by_channels:
+        return f"{layer.channels} channels to sum over, not a multiple of {by_channels}"
+    if layer.shape[1] % by_outputs:
+        return f"{layer.shape[1]} outputs, not a multiple of {by_outputs}"
     return None
 
 
@@ -274,10 +302,6 @@ def _is_named(layer: SparseLayer, glob: str) -> bool:
     names = [layer.label, layer.node.name, layer.key]
     names += [] if layer.seen is None else [layer.stored.name, layer.stored.weight.name]
     return any(fnmatchcase(name, glob) for name in names)
-
-
-def _alike(layer: SparseLayer, pattern: Pattern, marks: IntArray | None) -> bool:
-    return marks is not None and np.array_equal(_marks(layer, pattern), marks)
 
 
 def _marks(layer: SparseLayer, pattern: Pattern) -> IntArray:
@@ -318,8 +342,9 @@ def _shares(found: Candidates, wish: Wish) -> Mapping[int, float]:
         layer = found.layers[at]
         units = patterns.units(wish.pattern, np.abs(layer.matrix()), taps=layer.taps).reshape(-1)
         mean = units.astype(np.float32) * np.float32(units.size / prod(layer.shape))
-        keep = ~patterns.best(mean, patterns.gone(mean.size, most))
-        scores.append(np.where(keep, mean, np.inf))
+        np.nan_to_num(mean, copy=False, nan=np.inf)  # such a layer stays dense
+        may_go = ~patterns.best(mean, patterns.gone(mean.size, most))
+        scores.append(np.where(may_go, mean, np.inf))
     everything = np.concatenate(scores)
     keep = patterns.best(everything, patterns.gone(everything.size, wish.sparsity))
     shares, begin = {}, 0
@@ -354,12 +379,13 @@ def _cut(
     reason = gain(layer, pattern)
     return replace(
         _row(layer, done=True),
+        eligible=True,
         pattern=str(pattern),
         sparsity=sparsity,
-        zeros=1 - np.count_nonzero(size) / size.size,
+        zeros=1 - int(np.count_nonzero(size)) / size.size,
         kept=_sum(size) / whole if whole else 1.0,
         error=(_energy(lost) / energy) ** 0.5 if energy else 0.0,
-        why="" if reason is None else f"no gain expected: {reason}",
+        why=f"no gain expected: {reason}" if reason and pattern == NM(2, 4) else "",
         gains=reason is None,
     ), compute
 
@@ -391,10 +417,6 @@ def _held(layer: SparseLayer, new: AnyArray) -> Callable[[], AnyArray]:
     return lambda: array
 
 
-def _dense(layer: SparseLayer, why: str) -> ThinLayer:
-    return replace(_row(layer, done=False), why=why)
-
-
 def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
     """What there is to say of a layer before anything is done to it."""
     known = bool(layer.form) and 0 < prod(layer.shape) == layer.stored.weight.size
@@ -402,13 +424,12 @@ def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
         node=layer.label,
         op_type=layer.node.op_type,
         tensor=None if layer.seen is None else layer.stored.name,
-        dtype=None
-        if layer.seen is None
-        else TensorProto.DataType.Name(layer.stored.weight.data_type).lower(),
+        data_type=0 if layer.seen is None else layer.stored.weight.data_type,
         done=done,
         axis=layer.axis if known else None,
         groups=layer.groups,
         outputs=layer.shape[1] if known else 0,
         channels=layer.channels if known else 0,
         taps=layer.taps if known else 0,
+        aligned=_not_aligned(layer) is None if known else None,
     )

@@ -347,7 +347,7 @@ class ThinLayer:
         node: The layer.
         op_type: Its operator.
         tensor: Where its weight is stored, None where it is no constant.
-        dtype: Element type of that tensor.
+        data_type: Element type of that tensor, a value of ``onnx.TensorProto.DataType``.
         done: The pattern was imposed.
         axis: Axis of the stored tensor along which the pattern runs, None where that is not known.
         groups: Groups of a convolution, or matrices of a stack.
@@ -357,6 +357,8 @@ class ThinLayer:
         zeros: Share of weights that are zero now.
         kept: Sum of the magnitudes that stay, as a share of all.
         error: Change of the weights: norm of the difference by norm of the original.
+        eligible: It could take the pattern, whatever was asked to stay dense.
+        aligned: Its outputs and channels are what sparse kernels want; None where not known.
         gains: A GPU is expected to run it faster.
         why: Why it stays dense, or why no gain is expected.
         shared: Its weight is that of another layer, where it is counted.
@@ -365,7 +367,7 @@ class ThinLayer:
     node: str
     op_type: str
     tensor: str | None
-    dtype: str | None
+    data_type: int
     done: bool
     axis: int | None
     groups: int
@@ -377,6 +379,8 @@ class ThinLayer:
     zeros: float = 0.0
     kept: float = 1.0
     error: float = 0.0
+    eligible: bool = False
+    aligned: bool | None = None
     gains: bool = False
     why: str = ""
     shared: bool = False
@@ -385,6 +389,58 @@ class ThinLayer:
     def size(self) -> int:
         """Number of weights."""
         return self.groups * self.outputs * self.channels * self.taps
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeight:
+    """What sparsity a weight has.
+
+    Attributes:
+        node, op_type, tensor, axis, groups, outputs, channels, taps: As in ``ThinLayer``.
+        zeros: Share of zeros.
+        runs: The N:M patterns among 1:4, 2:4 and 4:8 that it holds.
+        blocks: Share of whole blocks that are zero, by pattern; ``kernel`` for whole kernels.
+        zero_outputs, zero_channels: Outputs made, and channels read, by zeros alone.
+    """
+
+    node: str
+    op_type: str
+    tensor: str
+    axis: int
+    groups: int
+    outputs: int
+    channels: int
+    taps: int
+    zeros: float
+    runs: tuple[str, ...]
+    blocks: Mapping[str, float]
+    zero_outputs: int
+    zero_channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsified:
+    """What a sparsity pattern did to a model.
+
+    Attributes:
+        pattern: The pattern.
+        sparsity: Share of weights, blocks or kernels that was to go.
+        scope: Of each layer (``local``) or of all together (``global``).
+        method: How the values that stay were chosen.
+        layers: Every layer.
+        packed_bytes: Values that are left in the thinned weights, and where they are, packed.
+        dense_bytes: The same weights in full, which is how they are stored.
+        xz_bytes: The model before and after, each compressed with xz; None where not measured.
+    """
+
+    pattern: str
+    sparsity: float
+    scope: str
+    method: str
+    layers: tuple[ThinLayer, ...]
+    packed_bytes: int
+    dense_bytes: int
+    xz_bytes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +472,7 @@ class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
     Attributes:
-        verb: ``inspect``, ``shrink`` or ``compare``.
+        verb: ``inspect``, ``shrink``, ``sparsify`` or ``compare``.
         input_path: File of the model, "" for one in memory.
         before: Its cost.
         output_path: File that was written, or None.
@@ -437,6 +493,8 @@ class Report:
         latency: Measured times, None where that was not asked for.
         layers: Every layer that multiplies.
         rounded: Channels left were rounded to something.
+        sparsified: What a sparsity pattern did, None where there was none.
+        held: What sparsity every weight has, None where nobody looked.
     """
 
     verb: str
@@ -460,3 +518,5 @@ class Report:
     latency: Latency | None = None
     layers: tuple[LayerReport, ...] = ()
     rounded: bool = False
+    sparsified: Sparsified | None = None
+    held: tuple[HeldWeight, ...] | None = None

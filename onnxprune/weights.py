@@ -7,27 +7,49 @@ that a choice made on the layer's matrix lands on the right stored elements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune import validate
+from onnxprune.chains import (
+    Computed,
+    Scaled,
+    Seen,
+    Stored,
+    axis_before,
+    shown,
+    stored_places,
+    stored_values,
+    widened,
+)
 from onnxprune.io import Model, Weight
+from onnxprune.presented import (
+    FLOATS,
+    MICROSOFT,
+    Attributes,
+    Env,
+    attributes_of,
+    domain_of,
+    label_of,
+    numbers_of,
+    presented,
+    reader_of,
+)
 from onnxprune.types import AnyArray, FloatArray, Scalar, Shape
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-_MS = "com.microsoft"
-_CONVOLUTIONS = {("", "Conv"), (_MS, "FusedConv"), ("", "ConvTranspose")}
-_GEMMS = {("", "Gemm"), (_MS, "FusedGemm")}
+_CONVOLUTIONS = {("", "Conv"), (MICROSOFT, "FusedConv"), ("", "ConvTranspose")}
+_GEMMS = {("", "Gemm"), (MICROSOFT, "FusedGemm")}
 _PRODUCTS = {("", "MatMul")}
-_PRODUCTS |= {(_MS, name) for name in ("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul")}
+_PRODUCTS |= {
+    (MICROSOFT, name) for name in ("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul")
+}
 # Operators with weights that no sparse kernel takes, and the inputs that are weights.
 _OTHERS: Mapping[str, tuple[int, ...]] = {
     "Attention": (1,),
@@ -47,161 +69,6 @@ _OTHERS: Mapping[str, tuple[int, ...]] = {
 }
 _BATCHES = ("transBatchA", "transBatchB")
 _ASK_A_SHAPE = ("Shape", "Size")
-
-
-# -- from a stored tensor to what a layer reads ----------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Transposed:
-    """Axes in another order."""
-
-    perm: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reshaped:
-    """The same elements under another shape."""
-
-    before: Shape
-    after: Shape
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scaled:
-    """Values v become (v - offset) * factor; both broadcast to the shape they meet."""
-
-    factor: Callable[[], AnyArray] = field(repr=False)
-    offset: Callable[[], AnyArray] | None = field(default=None, repr=False)
-
-
-Step = Transposed | Reshaped | Scaled
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A constant tensor as the model stores it.
-
-    Attributes:
-        name: As recipes have it: the initializer or the output of the Constant node, inside bodies
-            and functions behind the first output of the node around it.
-        tensor: The message.
-        weight: Its values.
-        top: It belongs to the main graph.
-        pinned: Why it may not be changed, or None.
-        readers: What else reads it than layers, in words.
-    """
-
-    name: str
-    tensor: TensorProto = field(repr=False)
-    weight: Weight = field(repr=False)
-    top: bool
-    pinned: str | None = None
-    readers: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A stored tensor in the form that some node reads."""
-
-    stored: Stored
-    shape: Shape
-    steps: tuple[Step, ...] = ()
-    quantized: bool = False
-
-    def then(self, step: Step, shape: Shape | None = None) -> Seen:
-        """One step further."""
-        return Seen(self.stored, shape or self.shape, (*self.steps, step), self.quantized)
-
-    def reshaped(self, shape: Shape) -> Seen:
-        """Under another shape."""
-        return self.then(Reshaped(self.shape, shape), shape)
-
-    def value(self) -> AnyArray:
-        """What the node reads; 16-bit floats as float32."""
-        return shown(self.stored.weight.read(), self.steps)
-
-
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    """A tensor made from constants in a way that is not followed."""
-
-    how: str
-
-
-def shown(stored: AnyArray, steps: Sequence[Step]) -> AnyArray:
-    """A stored tensor as it is after some steps, narrow floats widened, which loses nothing."""
-    array = stored
-    for step in steps:
-        match step:
-            case Transposed(perm):
-                array = array.transpose(perm)
-            case Reshaped(_, shape):
-                array = array.reshape(shape)
-            case Scaled(factor, offset):
-                values = _widened(array)
-                if offset is not None:
-                    values = np.subtract(values, _widened(offset()))
-                array = np.multiply(values, _widened(factor()))
-    return array
-
-
-def stored_places(shown_: NDArray[Scalar], steps: Sequence[Step]) -> NDArray[Scalar]:
-    """The way back of something that is no value, such as a mask."""
-    array = shown_
-    for step in reversed(steps):
-        match step:
-            case Transposed(perm):
-                array = array.transpose(np.argsort(perm))
-            case Reshaped(shape, _):
-                array = array.reshape(shape)
-    return array
-
-
-def stored_values(values: AnyArray, steps: Sequence[Step], dtype: np.dtype[np.generic]) -> AnyArray:
-    """The way back of values: the stored tensor that comes nearest to showing them."""
-    array = values
-    for at in range(len(steps) - 1, -1, -1):
-        step = steps[at]
-        if not isinstance(step, Scaled):
-            array = stored_places(array, (step,))
-            continue
-        factor = np.broadcast_to(_widened(step.factor()), array.shape)
-        array = np.divide(array, factor, out=np.zeros_like(array), where=factor != 0)
-        if step.offset is not None:
-            array = np.add(array, _widened(step.offset()))
-    if _is_integer(dtype):
-        limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]  # no stub
-        array = np.clip(np.rint(array), int(limits.min), int(limits.max))
-    return array.astype(dtype)
-
-
-def _widened(array: AnyArray) -> FloatArray:
-    if array.dtype == np.float64:
-        return np.asarray(array, np.float64)
-    return np.asarray(array, np.float32)
-
-
-def _is_integer(dtype: np.dtype[np.generic]) -> bool:
-    return dtype.kind in "iu" or dtype.name.startswith(("int", "uint"))
-
-
-def _axis_before(step: Step, axis: int) -> int:
-    """The axis along which neighbours lie before a step, if they lie along ``axis`` after it."""
-    match step:
-        case Transposed(perm):
-            return perm[axis]
-        case Reshaped(before, after):
-            apart = prod(after[axis + 1 :])
-            for candidate in range(len(before)):
-                stride = prod(before[candidate + 1 :])
-                if stride <= apart < stride * before[candidate]:
-                    return candidate
-            return 0
-    return axis
-
-
-# -- layers ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,14 +140,14 @@ class SparseLayer:
         assert self.seen is not None
         axis = {"conv": 1, "deconv": 0, "rows": -1, "columns": -2}[self.form] % len(self._shape)
         for step in reversed(self.seen.steps):
-            axis = _axis_before(step, axis)
+            axis = axis_before(step, axis)
         return axis
 
     def matrix(self, stored: AnyArray | None = None) -> FloatArray:
         """The weight as matrices, in float32 or float64; ``stored`` stands in for its values."""
         assert self.seen is not None
         given = self.stored.weight.read() if stored is None else stored
-        return self._cut(_widened(shown(given, self.seen.steps)))
+        return self._cut(widened(shown(given, self.seen.steps)))
 
     def places(self, matrix: NDArray[Scalar]) -> NDArray[Scalar]:
         """A mask of the matrices, or what else is no value, in the stored tensor's form."""
@@ -315,7 +182,9 @@ class SparseLayer:
                 return cut.transpose(0, 2, 3, 1).reshape(self.shape)
             case "rows":
                 return weight.reshape(self.shape)
-        return weight.reshape(groups, self.channels, outputs).transpose(0, 2, 1)
+        return np.ascontiguousarray(
+            weight.reshape(groups, self.channels, outputs).transpose(0, 2, 1)
+        )
 
     def _uncut(self, matrix: NDArray[Scalar]) -> NDArray[Scalar]:
         groups, outputs, _ = self.shape
@@ -341,15 +210,11 @@ def sparse_layers(model: Model) -> tuple[SparseLayer, ...]:
     return tuple(walk.layers())
 
 
-_Env = dict[str, Seen | _Computed]
-_Attributes = Mapping[str, onnx.AttributeProto]
-
-
 class _Walk:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.functions = {
-            (_domain(one.domain), one.name, getattr(one, "overload", "")): one
+            (domain_of(one.domain), one.name, getattr(one, "overload", "")): one
             for one in model.proto.functions
         }
         self.known: dict[int, Stored] = {}
@@ -358,7 +223,7 @@ class _Walk:
     def layers(self) -> Iterator[SparseLayer]:
         """Walk the main graph and all that it reaches."""
         graph = self.model.proto.graph
-        env: _Env = {}
+        env: Env = {}
         self._body(graph, env, "")
         for value in graph.output:
             self._read(env.get(value.name), "it is a graph output")
@@ -366,7 +231,7 @@ class _Walk:
 
     # -- graphs ------------------------------------------------------------------------------
 
-    def _body(self, graph: onnx.GraphProto, env: _Env, scope: str) -> None:
+    def _body(self, graph: onnx.GraphProto, env: Env, scope: str) -> None:
         """Add to ``env`` what the graph makes of constants."""
         overridable = (
             not scope and self.model.proto.ir_version >= _FIRST_IR_WITH_PRIVATE_INITIALIZERS
@@ -379,7 +244,7 @@ class _Walk:
             pinned = "it is also a graph input, so a caller may override it" if open_ else None
             env[tensor.name] = self._stored(tensor, tensor.name, scope, pinned)
         for sparse in graph.sparse_initializer:
-            env[sparse.values.name] = _Computed("its weight is stored as a sparse tensor")
+            env[sparse.values.name] = Computed("its weight is stored as a sparse tensor")
         self._nodes(graph.node, env, scope, {})
 
     def _stored(
@@ -394,12 +259,12 @@ class _Walk:
         return Seen(found, found.weight.shape)
 
     def _nodes(
-        self, nodes: Sequence[onnx.NodeProto], env: _Env, scope: str, bound: _Attributes
+        self, nodes: Sequence[onnx.NodeProto], env: Env, scope: str, bound: Attributes
     ) -> None:
         for node in nodes:
-            attributes = _attributes(node, bound)
+            attributes = attributes_of(node, bound)
             called = self.functions.get(
-                (_domain(node.domain), node.op_type, getattr(node, "overload", ""))
+                (domain_of(node.domain), node.op_type, getattr(node, "overload", ""))
             )
             if called is not None:
                 self._call(called, node, attributes, env, scope)
@@ -408,16 +273,14 @@ class _Walk:
             else:
                 self._node(node, attributes, env, scope)
 
-    def _constant(
-        self, node: onnx.NodeProto, attributes: _Attributes, env: _Env, scope: str
-    ) -> None:
+    def _constant(self, node: onnx.NodeProto, attributes: Attributes, env: Env, scope: str) -> None:
         value = attributes.get("value")
         if value is not None and value.HasField("t"):
             env[node.output[0]] = self._stored(value.t, node.output[0], scope)
             return
-        numbers = _numbers(attributes)
+        numbers = numbers_of(attributes)
         if numbers is None:
-            env[node.output[0]] = _Computed(f"{_label(node)} computes its weight")
+            env[node.output[0]] = Computed(f"{label_of(node)} computes its weight")
             return
         weight = Weight.from_array(node.output[0], numbers)
         stored = Stored(node.output[0], TensorProto(), weight, False, "it is no tensor")
@@ -427,11 +290,11 @@ class _Walk:
         self,
         function: onnx.FunctionProto,
         node: onnx.NodeProto,
-        attributes: _Attributes,
-        env: _Env,
+        attributes: Attributes,
+        env: Env,
         scope: str,
     ) -> None:
-        inner: _Env = {
+        inner: Env = {
             formal: env[given]
             for formal, given in zip(function.input, node.input, strict=False)
             if given in env
@@ -442,31 +305,31 @@ class _Walk:
             if given and formal in inner:
                 env[given] = inner[formal]
 
-    def _node(self, node: onnx.NodeProto, attributes: _Attributes, env: _Env, scope: str) -> None:
+    def _node(self, node: onnx.NodeProto, attributes: Attributes, env: Env, scope: str) -> None:
         inside = self._inside(node, scope)
         for attribute in attributes.values():
             for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
                 inner = dict(env)
                 self._body(body, inner, inside)
                 for value in body.output:
-                    self._read(inner.get(value.name), f"{_label(node)} hands it on")
+                    self._read(inner.get(value.name), f"{label_of(node)} hands it on")
         if node.op_type in _ASK_A_SHAPE:
             return
-        shown_ = _presented(node, attributes, env)
+        shown_ = presented(node, attributes, env)
         if shown_ is not None:
             env[node.output[0]] = shown_
             for name in node.input:
                 value = env.get(name)
                 if isinstance(value, Seen) and value.stored is not shown_.stored:
-                    self._read(value, _reader(node))
+                    self._read(value, reader_of(node))
             return
         weights = self._layer(node, attributes, env, scope)
         for position, name in enumerate(node.input):
             if position not in weights:
-                self._read(env.get(name), _reader(node))
+                self._read(env.get(name), reader_of(node))
         if node.input and all(name in env for name in node.input if name):
             env.update(
-                (name, _Computed(f"{_label(node)} computes its weight"))
+                (name, Computed(f"{label_of(node)} computes its weight"))
                 for name in node.output
                 if name
             )
@@ -477,17 +340,17 @@ class _Walk:
         return f"{scope}/{key}" if scope else key
 
     @staticmethod
-    def _read(value: Seen | _Computed | None, by: str) -> None:
+    def _read(value: Seen | Computed | None, by: str) -> None:
         if isinstance(value, Seen) and by not in value.stored.readers:
             value.stored.readers.append(by)
 
     # -- layers ------------------------------------------------------------------------------
 
     def _layer(
-        self, node: onnx.NodeProto, attributes: _Attributes, env: _Env, scope: str
+        self, node: onnx.NodeProto, attributes: Attributes, env: Env, scope: str
     ) -> tuple[int, ...]:
         """Note the layer that a node is; the inputs of it that are weights."""
-        kind = (_domain(node.domain), node.op_type)
+        kind = (domain_of(node.domain), node.op_type)
         if kind in _CONVOLUTIONS:
             positions: tuple[int, ...] = (1,)
         elif kind in _GEMMS | _PRODUCTS:
@@ -511,10 +374,10 @@ class _Walk:
 
 def _layer(
     node: onnx.NodeProto,
-    attributes: _Attributes,
+    attributes: Attributes,
     scope: str,
     position: int,
-    value: Seen | _Computed | None,
+    value: Seen | Computed | None,
 ) -> SparseLayer:
     """The layer that a node is, whose weight is ``value``."""
     if not isinstance(value, Seen):
@@ -531,21 +394,23 @@ def _layer(
         why = f"its weight is {kind}"
     elif not prod(value.shape):
         why = "its weight is empty"
-    elif form in ("conv", "deconv") and (groups < 1 or value.shape[0] % groups):
-        why = f"{value.shape[0]} filters in {groups} groups"
-    elif groups > 1 and (value.shape[1] if form == "conv" else value.shape[0] // groups) == 1:
-        why = "depthwise: each output sums over 1 channel"
+    elif form in ("conv", "deconv"):
+        filters = value.shape[0]
+        if groups < 1 or filters % groups:
+            why = f"{filters} filters in {groups} groups"
+        elif groups > 1 and (value.shape[1] if form == "conv" else filters // groups) == 1:
+            why = "depthwise: each output sums over 1 channel"
     return SparseLayer(node, scope, position, value, form, groups, why)
 
 
 def _is_weight(value: Seen) -> bool:
     """Floats, or integers that something scales."""
     scaled = any(isinstance(step, Scaled) for step in value.steps)
-    return value.stored.weight.data_type in _FLOATS or scaled
+    return value.stored.weight.data_type in FLOATS or scaled
 
 
 def _form(
-    node: onnx.NodeProto, attributes: _Attributes, position: int, shape: Shape
+    node: onnx.NodeProto, attributes: Attributes, position: int, shape: Shape
 ) -> tuple[str, int]:
     """How a weight is laid out, and how many matrices it holds."""
     if node.op_type in ("Conv", "FusedConv", "ConvTranspose"):
@@ -557,184 +422,6 @@ def _form(
     flag = attributes.get("transB" if position == 1 else "transA")
     turned = flag is not None and bool(flag.i)
     return ("rows" if (position == 1) == turned else "columns"), prod(shape[:-2])
-
-
-# -- nodes that show a tensor in another form ------------------------------------------------------
-
-
-def _presented(node: onnx.NodeProto, attributes: _Attributes, env: _Env) -> Seen | None:
-    """What a node makes of a constant, if it does no more than show it in another form."""
-    if not node.input or not node.output:
-        return None
-    value = env.get(node.input[0])
-    domain = _domain(node.domain)
-    if node.op_type in ("Mul", "Div") and not domain:
-        return _scaled(node, env)
-    if not isinstance(value, Seen) or domain not in ("", _MS):
-        return None
-    if value.quantized and node.op_type != "DequantizeLinear":
-        return None
-    match node.op_type:
-        case "Identity":
-            return value
-        case "Cast" if attributes["to"].i in _FLOATS:
-            return value
-        case "CastLike":
-            return value
-        case "Transpose":
-            given = attributes.get("perm")
-            rank = len(value.shape)
-            perm = tuple(given.ints) if given is not None else tuple(range(rank))[::-1]
-            return value.then(Transposed(perm), tuple(value.shape[axis] for axis in perm))
-        case "QuantizeLinear" if value.stored.weight.data_type in _FLOATS:
-            return Seen(value.stored, value.shape, value.steps, True)
-        case "DequantizeLinear" if value.quantized:
-            return Seen(value.stored, value.shape, value.steps)
-        case "DequantizeLinear":
-            return _dequantized(node, attributes, value, env)
-    shape = _new_shape(node, attributes, value.shape, env)
-    return None if shape is None else value.reshaped(shape)
-
-
-def _new_shape(
-    node: onnx.NodeProto, attributes: _Attributes, shape: Shape, env: _Env
-) -> Shape | None:
-    """Shape that Reshape, Flatten, Squeeze or Unsqueeze gives a constant; None for what is not."""
-    match node.op_type:
-        case "Reshape":
-            wanted = _integers(node, attributes, env, "shape")
-            if wanted is None:
-                return None
-            keep = not (attributes.get("allowzero") and attributes["allowzero"].i)
-            sizes = [shape[at] if not n and keep else n for at, n in enumerate(wanted)]
-            if -1 in sizes:
-                rest = prod(n for n in sizes if n != -1)
-                sizes[sizes.index(-1)] = prod(shape) // rest if rest else 0
-            return tuple(sizes)
-        case "Flatten":
-            axis = int(attributes["axis"].i) if "axis" in attributes else 1
-            axis = axis + len(shape) if axis < 0 else axis
-            return (prod(shape[:axis]), prod(shape[axis:]))
-        case "Squeeze":
-            axes = _integers(node, attributes, env, "axes")
-            if axes is None and len(node.input) > 1 and node.input[1]:
-                return None
-            gone = {axis % len(shape) for axis in axes or ()}
-            return tuple(
-                size for axis, size in enumerate(shape) if (axis not in gone if axes else size != 1)
-            )
-        case "Unsqueeze":
-            axes = _integers(node, attributes, env, "axes")
-            if axes is None:
-                return None
-            rank = len(shape) + len(axes)
-            new, old = {axis % rank for axis in axes}, iter(shape)
-            return tuple(1 if axis in new else next(old) for axis in range(rank))
-    return None
-
-
-def _scaled(node: onnx.NodeProto, env: _Env) -> Seen | None:
-    """A weight times a constant that is smaller, or divided by one: zeros stay zero."""
-    first, second = (env.get(name) for name in node.input)
-    if not (isinstance(first, Seen) and isinstance(second, Seen)):
-        return None
-    weight, factor = first, second
-    if node.op_type == "Mul" and prod(first.shape) < prod(second.shape):
-        weight, factor = second, first
-    if prod(factor.shape) >= prod(weight.shape) or weight.quantized or factor.quantized:
-        return None
-    if np.broadcast_shapes(weight.shape, factor.shape) != weight.shape:
-        return None
-    divides = node.op_type == "Div"
-
-    def scale() -> AnyArray:
-        value = _widened(factor.value())
-        return np.divide(1, value) if divides else value
-
-    return weight.then(Scaled(scale))
-
-
-def _dequantized(
-    node: onnx.NodeProto, attributes: _Attributes, value: Seen, env: _Env
-) -> Seen | None:
-    scale = env.get(node.input[1])
-    zero = env.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if not isinstance(scale, Seen) or not (zero is None or isinstance(zero, Seen)):
-        return None
-    axis = int(attributes["axis"].i) if "axis" in attributes else 1
-    block = int(attributes["block_size"].i) if "block_size" in attributes else 0
-    shape = value.shape
-
-    def fitted(given: Seen) -> Callable[[], AnyArray]:
-        return lambda: _along(given.value(), shape, axis, block)
-
-    offset = None if zero is None else fitted(zero)
-    return value.then(Scaled(fitted(scale), offset))
-
-
-def _along(given: AnyArray, shape: Shape, axis: int, block: int) -> AnyArray:
-    """A scale or zero point in a form that broadcasts to ``shape``."""
-    if given.size == 1:
-        return given.reshape((1,) * len(shape))
-    axis %= len(shape)
-    if block:
-        spread = np.repeat(given, block, axis=axis)
-        return spread[(slice(None),) * axis + (slice(shape[axis]),)]
-    return given.reshape(tuple(-1 if at == axis else 1 for at in range(len(shape))))
-
-
-# -- parts of nodes --------------------------------------------------------------------------------
-
-
-def _attributes(node: onnx.NodeProto, bound: _Attributes) -> _Attributes:
-    """Attributes by name, those that a function takes from its call filled in."""
-    found = {}
-    for attribute in node.attribute:
-        if not attribute.ref_attr_name:
-            found[attribute.name] = attribute
-        elif attribute.ref_attr_name in bound:
-            found[attribute.name] = bound[attribute.ref_attr_name]
-    return found
-
-
-def _numbers(attributes: _Attributes) -> AnyArray | None:
-    """Value of a Constant node that holds plain numbers."""
-    for name, attribute in attributes.items():
-        match name:
-            case "value_int":
-                return np.array(attribute.i, np.int64)
-            case "value_ints":
-                return np.array(attribute.ints, np.int64)
-            case "value_float":
-                return np.array(attribute.f, np.float32)
-            case "value_floats":
-                return np.array(attribute.floats, np.float32)
-    return None
-
-
-def _integers(
-    node: onnx.NodeProto, attributes: _Attributes, env: _Env, name: str
-) -> list[int] | None:
-    """A list that is an attribute or the second input; None where it is neither, or no constant."""
-    if name in attributes:
-        return list(attributes[name].ints)
-    value = env.get(node.input[1]) if len(node.input) > 1 else None
-    if not isinstance(value, Seen) or value.quantized:
-        return None
-    return [int(one) for one in value.value().reshape(-1)]
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
-
-
-def _label(node: onnx.NodeProto) -> str:
-    name = node.name or next((name for name in node.output if name), "")
-    return f"{node.op_type} '{name}'"
-
-
-def _reader(node: onnx.NodeProto) -> str:
-    return f"{_label(node)} reads it too"
 
 
 def _spelled(shape: Shape) -> str:

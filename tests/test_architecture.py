@@ -18,7 +18,8 @@ ROOT = PACKAGE.parent
 # A module may import only from modules above it, inside functions too.
 ORDER = tuple(
     """
-    errors types dims validate functions patterns permute io weights replaced thin
+    errors types dims validate functions patterns permute io chains presented weights replaced
+    thin held
     effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
@@ -32,13 +33,13 @@ ORDER = tuple(
     stepwise through sums refit sparsegpt patterned
     shown activations sites affine carried bases products problem unfuse restore
     compensate expand
-    alignment cost density budget aim planning iterate latency_target recipe
+    alignment cost density budget aim planning iterate latency_target recipe impose valued
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
-    checks restoring request pipeline studies
+    checks restoring request pipeline sparsifying studies
     terminal cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )

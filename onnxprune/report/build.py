@@ -19,15 +19,19 @@ from onnxprune.report.model import (
     DensityJson,
     DriftJson,
     GroupJson,
+    HeldJson,
     LatencyJson,
     LayerJson,
     OperatorJson,
     RefittedJson,
     ReportJson,
+    SparsityJson,
     StatsJson,
+    ThinLayerJson,
     TwinJson,
     VerifyJson,
     WidthJson,
+    XzJson,
 )
 from onnxprune.report.ops import OperatorUse
 from onnxprune.select import PruningPlan
@@ -35,11 +39,14 @@ from onnxprune.types import (
     ChannelGroup,
     Drift,
     GroupReport,
+    HeldWeight,
     IntArray,
     Latency,
     LayerReport,
     ModelStats,
     Report,
+    Sparsified,
+    ThinLayer,
     TwinResult,
     Verdict,
     Width,
@@ -84,10 +91,12 @@ def group_reports(
     why: Mapping[int, str] | None = None,
     *,
     aligned: bool = False,
+    sparse: bool = False,
 ) -> tuple[GroupReport, ...]:
     """Every group as reports show it; without ``keep`` nothing went.
 
-    With ``aligned`` each says whether its width suits the hardware, and if not, why.
+    With ``aligned`` each says whether its width suits the hardware, and if not, why; with
+    ``sparse``, whether it suits a 2:4 pattern.
     """
     found = (
         _group(group, (keep or {}).get(group.id), (why or {}).get(group.id, ""))
@@ -95,7 +104,7 @@ def group_reports(
     )
     if not aligned:
         return tuple(found)
-    alignment = Alignment(graph)
+    alignment = Alignment(graph, sparse=sparse)
     return tuple(
         replace(one, why=_joined(one.why, alignment.said(group, one.kept)))
         for one, group in zip(found, graph.groups, strict=True)
@@ -179,6 +188,8 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         ],
         latency=None if report.latency is None else _latency(report.latency),
         layers=[_layer(layer) for layer in report.layers],
+        sparsity=None if report.sparsified is None else _sparsity(report.sparsified),
+        held=None if report.held is None else [_held(one) for one in report.held],
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -254,6 +265,55 @@ def _layer(layer: LayerReport) -> LayerJson:
         thin=layer.thin,
         inputs=_width(layer.inputs),
         outputs=_width(layer.outputs),
+    )
+
+
+def _sparsity(found: Sparsified) -> SparsityJson:
+    xz = found.xz_bytes
+    return SparsityJson(
+        pattern=found.pattern,
+        sparsity=found.sparsity,
+        scope=found.scope,  # type: ignore[arg-type]  # pydantic checks it
+        method=found.method,
+        layers=[_thin_layer(one) for one in found.layers],
+        packed_bytes=found.packed_bytes,
+        dense_bytes=found.dense_bytes,
+        xz=None if xz is None else XzJson(before=xz[0], after=xz[1]),
+    )
+
+
+def _thin_layer(one: ThinLayer) -> ThinLayerJson:
+    return ThinLayerJson(
+        node=one.node,
+        op_type=one.op_type,
+        tensor=one.tensor,
+        eligible=one.eligible,
+        done=one.done,
+        axis=one.axis,
+        shape=(one.groups, one.outputs, one.channels, one.taps) if one.axis is not None else None,
+        aligned=one.aligned,
+        sparsity=one.sparsity,
+        zeros=one.zeros,
+        kept=one.kept,
+        error=one.error,
+        gains=one.gains,
+        why=one.why,
+        shared=one.shared,
+    )
+
+
+def _held(one: HeldWeight) -> HeldJson:
+    return HeldJson(
+        node=one.node,
+        op_type=one.op_type,
+        tensor=one.tensor,
+        axis=one.axis,
+        shape=(one.groups, one.outputs, one.channels, one.taps),
+        zeros=one.zeros,
+        runs=list(one.runs),
+        blocks=dict(one.blocks),
+        zero_outputs=one.zero_outputs,
+        zero_channels=one.zero_channels,
     )
 
 

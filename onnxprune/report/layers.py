@@ -9,7 +9,11 @@ from onnxprune.types import LayerReport, LayerStats, ModelStats
 
 
 def layer_reports(
-    graph: DependencyGraph, before: ModelStats, after: ModelStats | None = None
+    graph: DependencyGraph,
+    before: ModelStats,
+    after: ModelStats | None = None,
+    *,
+    sparse: bool = False,
 ) -> tuple[LayerReport, ...]:
     """The layers of a model, or those that two models share by name.
 
@@ -18,8 +22,9 @@ def layer_reports(
             the original for a cut, of the second model where two are compared.
         before: Cost of the original.
         after: Cost of what became of it; None where nothing was cut.
+        sparse: Weights are to hold a 2:4 pattern.
     """
-    alignment = Alignment(graph)
+    alignment = Alignment(graph, sparse=sparse)
     if after is None:
         return tuple(_layer(alignment, one, None) for one in before.layers if one.macs)
     return tuple(_layer(alignment, one.before, one.after) for one in changes(before, after))

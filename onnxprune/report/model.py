@@ -154,11 +154,80 @@ class LatencyJson(_Part):
     predicted_ms: float | None = None
 
 
+class ThinLayerJson(_Part):
+    """One layer and what a sparsity pattern did to it.
+
+    ``shape`` is groups, outputs of each, channels that each output sums over, kernel positions;
+    ``aligned``: they suit sparse kernels; ``kept`` is a share of the sum of magnitudes, ``error``
+    the norm of the difference by that of the original; ``why`` says why it stays dense, or why no
+    gain is expected; ``shared``: its weight is counted with another layer.
+    """
+
+    node: str
+    op_type: str
+    tensor: str | None
+    eligible: bool
+    done: bool
+    axis: int | None
+    shape: tuple[int, int, int, int] | None
+    aligned: bool | None
+    sparsity: float
+    zeros: float
+    kept: float
+    error: float
+    gains: bool
+    why: str
+    shared: bool
+
+
+class XzJson(_Part):
+    """Bytes of the model compressed with xz, before and after."""
+
+    before: int
+    after: int
+
+
+class SparsityJson(_Part):
+    """What a sparsity pattern did to a model.
+
+    ``packed_bytes``: values left in the thinned weights, and where they belong; ``dense_bytes``:
+    the same weights in full, as they are stored.
+    """
+
+    pattern: str
+    sparsity: float
+    scope: Literal["local", "global"]
+    method: str
+    layers: list[ThinLayerJson]
+    packed_bytes: int
+    dense_bytes: int
+    xz: XzJson | None
+
+
+class HeldJson(_Part):
+    """What sparsity a weight has.
+
+    ``zeros`` is the share of zeros, ``runs`` the N:M patterns that hold, ``blocks`` the share of
+    blocks that are zero as a whole; ``zero_outputs`` and ``zero_channels`` count.
+    """
+
+    node: str
+    op_type: str
+    tensor: str
+    axis: int
+    shape: tuple[int, int, int, int]
+    zeros: float
+    runs: list[str]
+    blocks: dict[str, float]
+    zero_outputs: int
+    zero_channels: int
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    verb: Literal["inspect", "shrink", "compare"]
+    verb: Literal["inspect", "shrink", "sparsify", "compare"]
     input: StatsJson
     output: StatsJson | None
     importance: str | None
@@ -175,3 +244,5 @@ class ReportJson(_Part):
     restored: list[RefittedJson]
     latency: LatencyJson | None = None
     layers: list[LayerJson] = []
+    sparsity: SparsityJson | None = None
+    held: list[HeldJson] | None = None

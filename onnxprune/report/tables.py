@@ -19,16 +19,20 @@ from onnxprune.types import (
     ChannelGroup,
     Drift,
     GroupReport,
+    HeldWeight,
     Latency,
     LayerReport,
     ModelStats,
     Report,
+    Sparsified,
+    ThinLayer,
     Width,
 )
 
 _MOST_OUTPUTS = 6
 _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
 _THINNEST = 5
+_MOST_LAYERS = 60  # rows of a table that nobody asked to be longer
 _SPARED = 60  # characters of a name before it is shortened
 
 
@@ -54,12 +58,16 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     if verbose or report.rounded:
         yield from _alignment_lines(report.layers)
     yield from _restored_lines(report, verbose=verbose)
+    if report.sparsified is not None:
+        if verbose:
+            yield thin_table(report.sparsified.layers)
+        yield from map(_line, _sparse_lines(report.sparsified))
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
-        yield _line(f"next: trtexec --onnx={shlex.quote(report.output_path)}")
+        yield _line(_next(report))
 
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
@@ -104,6 +112,8 @@ def inspect_report(
         yield group_table(report.groups, cut=False, every=verbose)
     if verbose:
         yield _layer_table(report.before)
+    if report.held is not None:
+        yield held_table(report.held)
     free = sum(group.frozen is None for group in report.groups)
     how = f"importance auto: {report.importance} ({report.importance_why})"
     yield _line(
@@ -113,6 +123,124 @@ def inspect_report(
     if report.without_effect:
         counted = "channel has" if report.without_effect == 1 else "channels have"
         yield _line(f"{report.without_effect} {counted} no effect: shrink --lossless removes them")
+
+
+def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[RenderableType]:
+    """What the pattern did to each layer, what that is good for, drift, and the closing line."""
+    found = report.sparsified
+    assert found is not None
+    shown = found.layers
+    if not verbose and len(shown) > _MOST_LAYERS:
+        shown = tuple(one for one in shown if not one.done)
+    if shown:
+        yield thin_table(shown)
+    if len(shown) < len(found.layers):
+        yield _line(f"and {len(found.layers) - len(shown)} layers that hold it (-v shows them)")
+    yield from map(_line, _sparse_lines(found))
+    yield from _drift_lines(report)
+    yield _line(_closing(report))
+    if report.output_path:
+        yield _line(_next(report))
+
+
+def _next(report: Report) -> str:
+    found = report.sparsified
+    flag = " --sparsity=enable" if found is not None and found.pattern == "2:4" else ""
+    return f"next: trtexec --onnx={shlex.quote(report.output_path or '')}{flag}"
+
+
+def _sparse_lines(found: Sparsified) -> Iterable[str]:
+    """How far the pattern got, and honestly what it is good for."""
+    done = [one for one in found.layers if one.done]
+    own = [one for one in done if not one.shared]
+    size = sum(one.size for one in own)
+    dense = len(found.layers) - len(done)
+    line = f"{found.pattern} in {_layers(len(done))}"
+    line += f", {dense} stay{'s' if dense == 1 else ''} dense" if dense else ""
+    if size:
+        zeros = sum(one.zeros * one.size for one in own) / size
+        line += f" · {100 * zeros:.1f} % of {number(size)} weights are zero"
+        line += f" · by {found.method}"
+    yield line
+    if not own:
+        return
+    if found.pattern == "2:4":
+        gains = sum(one.gains for one in done)
+        yield (
+            f"TensorRT has sparse kernels for 2:4 in 16-bit and 8-bit types, and takes them where "
+            f"its own timing favours them; gain expected in {gains} of {_layers(len(done))}"
+        )
+    else:
+        yield (
+            f"TensorRT and ONNX Runtime have no kernels for {found.pattern}: nothing runs faster, "
+            "it saves bytes where the file is compressed"
+        )
+    line = f"thinned weights: {_size(found.dense_bytes)} as stored, "
+    line += f"{_size(found.packed_bytes)} as values and positions"
+    if found.xz_bytes is not None:
+        before, after = found.xz_bytes
+        line += f" · the file in xz: {_size(before)} → {_size(after)}"
+    yield line
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' if count != 1 else ''}"
+
+
+def thin_table(layers: Sequence[ThinLayer]) -> Table:
+    """One row for each layer that a pattern was to be imposed on."""
+    table = _table("layer", "operator", "weight", ">axis", ">out x in", ">zeros", ">kept", ">error",
+                   "")  # fmt: skip
+    for one in layers:
+        figures = ("", "", "")
+        if one.done:
+            figures = (f"{100 * one.zeros:.1f} %", f"{one.kept:.4f}", f"{one.error:.3g}")
+        note = one.why if one.done else f"dense: {one.why}"
+        table.add_row(
+            Text(one.node),
+            one.op_type,
+            Text(one.tensor or "–"),
+            "" if one.axis is None else str(one.axis),
+            _matrix(one),
+            *figures,
+            Text(note),
+        )
+    return table
+
+
+def _matrix(one: ThinLayer | HeldWeight) -> str:
+    """Outputs by channels, by kernel positions, of each group."""
+    if one.axis is None:
+        return ""
+    groups = f"{one.groups} of " if one.groups > 1 else ""
+    taps = f"x{one.taps}" if one.taps > 1 else ""
+    return f"{groups}{one.outputs}x{one.channels}{taps}"
+
+
+def held_table(weights: Sequence[HeldWeight]) -> Table:
+    """What sparsity each weight has."""
+    blocks = list(dict.fromkeys(name for one in weights for name in one.blocks))
+    table = _table("layer", "operator", "weight", ">axis", ">out x in", ">zeros", "holds",
+                   *(f">zero {name}" for name in blocks), ">outputs", ">channels")  # fmt: skip
+    for one in weights:
+        shares = (_share(one.blocks.get(name)) for name in blocks)
+        table.add_row(
+            Text(one.node),
+            one.op_type,
+            Text(one.tensor),
+            str(one.axis),
+            _matrix(one),
+            _share(one.zeros),
+            " ".join(one.runs) or "–",
+            *shares,
+            str(one.zero_outputs or "–"),
+            str(one.zero_channels or "–"),
+        )
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if not value else f"{100 * value:.1f} %"
 
 
 def compare_report(report: Report, *, verbose: bool = False) -> Iterable[RenderableType]:
@@ -237,6 +365,39 @@ def groups_csv(groups: Sequence[GroupReport]) -> str:
     return out.getvalue()
 
 
+def thin_csv(layers: Sequence[ThinLayer]) -> str:
+    """What a pattern did to each layer, as comma-separated values."""
+    columns = ("node", "op_type", "tensor", "eligible", "done", "axis", "groups", "outputs",
+               "channels", "taps", "aligned", "zeros", "kept", "error", "gains", "why",
+               "shared")  # fmt: skip
+    return _csv(columns, layers)
+
+
+def held_csv(weights: Sequence[HeldWeight]) -> str:
+    """What sparsity each weight has, as comma-separated values."""
+    columns = ("node", "op_type", "tensor", "axis", "groups", "outputs", "channels", "taps",
+               "zeros", "runs", "blocks", "zero_outputs", "zero_channels")  # fmt: skip
+    return _csv(columns, weights)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[object]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in columns])
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    match value:
+        case tuple():
+            return " ".join(map(str, value))
+        case dict():
+            return " ".join(f"{name}={share:g}" for name, share in value.items())
+    return value
+
+
 # -- parts -----------------------------------------------------------------------------------------
 
 
@@ -327,12 +488,15 @@ def _closing(report: Report) -> str:
     """Last line of a run, in one line whatever happens."""
     before, after = report.before, report.after
     assert after is not None
-    parts = [
-        f"saved {report.output_path}" if report.output_path else "nothing saved",
-        f"{number(before.params)} → {number(after.params)} params",
-        f"{number(before.macs)} → {number(after.macs)} MACs",
-        _verdict(report),
-    ]
+    parts = [f"saved {report.output_path}" if report.output_path else "nothing saved"]
+    if report.verb == "sparsify" and report.sparsified is not None:
+        layers = report.sparsified.layers
+        done = sum(one.done for one in layers)
+        parts.append(f"{report.sparsified.pattern} in {done} of {_layers(len(layers))}")
+    else:
+        parts.append(f"{number(before.params)} → {number(after.params)} params")
+        parts.append(f"{number(before.macs)} → {number(after.macs)} MACs")
+    parts.append(_verdict(report))
     worst = worst_drift(report)
     if worst is not None:
         where = " on random input" if _random(report) else ""
@@ -346,6 +510,15 @@ def _verdict(report: Report) -> str:
             return "not verified"
         case "not_run":
             return "not verified: untestable"
+    if report.verb == "sparsify":
+        return "pattern holds, loads and runs"
+    if report.sparsified is not None:
+        return f"{_proof(report)}, then {report.sparsified.pattern}, which holds"
+    return _proof(report)
+
+
+def _proof(report: Report) -> str:
+    """What the cut itself was held against."""
     if report.exact is False:
         return "not exact: statistics of a normalisation changed"
     if report.importance == "lossless":

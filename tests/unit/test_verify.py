@@ -168,7 +168,7 @@ def test_original_that_the_runtime_cannot_run_is_said_to_be_so() -> None:
     unknown.proto.opset_import.add(domain="com.acme", version=1)
     with pytest.raises(VerificationError, match="ONNX Runtime cannot run this model") as caught:
         check(unknown, unknown, data=given({"x": np.zeros(2, np.float32)}))
-    assert caught.value.hint == "shrink --verify none writes the result without a proof"
+    assert caught.value.hint == "--verify none writes the result without a proof"
     assert caught.value.exit_code == 4
 
 

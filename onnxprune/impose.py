@@ -1,0 +1,164 @@
+"""Impose a pattern as a person asks for it: which method, what it saves, what a recipe keeps."""
+
+from __future__ import annotations
+
+import lzma
+import math
+
+from onnxprune.errors import RecipeError, UnsupportedModelError, UsageError
+from onnxprune.io import Model, write_to
+from onnxprune.patterns import NM, Block, Kernel, parse
+from onnxprune.recipe import Recipe, SparsifyOptions
+from onnxprune.thin import MAGNITUDE, Thinned, Values, Wish, thin
+from onnxprune.types import Sparsified, ThinLayer
+from onnxprune.validate import bits
+
+METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
+_XZ_UNASKED = 16_000_000  # bytes of a model that xz takes a second or two for
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method is '{method}'", hint=f"give one of {', '.join(METHODS)}")
+
+
+def halved(pattern: str) -> SparsifyOptions:
+    """Options for a pattern alone: half goes, where it does not imply a share.
+
+    Raises:
+        UsageError: There is no such pattern.
+    """
+    implied = isinstance(parse(pattern), NM)
+    return options_of(Wish.read(pattern, None if implied else 0.5), MAGNITUDE)
+
+
+def impose(model: Model, options: SparsifyOptions, values: Values | None = None) -> Thinned:
+    """Thin every layer that can take the pattern.
+
+    Args:
+        model: The model, which stays as it is.
+        options: What to impose.
+        values: Where the weights of a layer come from; None keeps the largest as they are.
+
+    Raises:
+        UsageError: ``ignore`` or ``only`` matches nothing.
+        UnsupportedModelError: None can.
+    """
+    found = thin(model, wish_of(options), values)
+    if not any(one.eligible for one in found.layers):
+        reasons = list(dict.fromkeys(f"{one.node}: {one.why}" for one in found.layers))
+        said = "; ".join(reasons[:3]) or "it has no layer with a weight"
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise UnsupportedModelError(f"no layer can take pattern {options.pattern}: {said}{more}")
+    return found
+
+
+def wish_of(options: SparsifyOptions) -> Wish:
+    """What recorded options ask for."""
+    return Wish.read(
+        options.pattern,
+        options.sparsity,
+        scope=options.scope,
+        ignore=options.ignore,
+        only=options.only,
+        only_gain=options.only_gain,
+    )
+
+
+def options_of(wish: Wish, method: str) -> SparsifyOptions:
+    """Options as a recipe keeps them."""
+    return SparsifyOptions(
+        pattern=str(wish.pattern),
+        sparsity=wish.sparsity,
+        scope=wish.scope,  # type: ignore[arg-type]  # Wish checked it
+        method=MAGNITUDE if method == "auto" else method,  # type: ignore[arg-type]  # checked
+        only_gain=wish.only_gain,
+        ignore=wish.ignore,
+        only=wish.only,
+    )
+
+
+def check_replay(recipe: Recipe, found: Thinned) -> None:
+    """Refuse a model in which a recipe thins other tensors than it says.
+
+    Raises:
+        RecipeError: It was made for another model.
+    """
+    made = {(one.tensor, one.axis, one.pattern) for one in found.done}
+    if made != {(entry.tensor, entry.axis, entry.pattern) for entry in recipe.sparsity}:
+        raise RecipeError("the recipe does not fit this model: other weights would be thinned")
+
+
+def sparsified(
+    found: Thinned, options: SparsifyOptions, before: Model, after: Model, *, xz: bool | None
+) -> Sparsified:
+    """What a report says of it.
+
+    Args:
+        found: What was done.
+        options: As a recipe keeps them.
+        before: The original.
+        after: What is written.
+        xz: Compress both to see what that saves; None does so where it is quick.
+    """
+    size = sum(weight.nbytes for weight in before.weights().values())
+    measured = None
+    if xz or (xz is None and size <= _XZ_UNASKED):
+        measured = (xz_bytes(before), xz_bytes(after))
+    return Sparsified(
+        pattern=options.pattern,
+        sparsity=options.sparsity,
+        scope=options.scope,
+        method=options.method,
+        layers=found.layers,
+        packed_bytes=sum(map(_packed, found.done)),
+        dense_bytes=sum(-(-one.size * _bits(one) // 8) for one in found.done),
+        xz_bytes=measured,
+    )
+
+
+def _packed(layer: ThinLayer) -> int:
+    """Bytes of the values that are left, and of what says where they belong."""
+    pattern = parse(layer.pattern)
+    match pattern:
+        case NM(n, m):  # for each value that stays its place in the run
+            values = layer.size // m * n
+            index = values * math.ceil(math.log2(m))
+        case Block(height, width):  # a bit for each block
+            values, index = round(layer.size * (1 - layer.sparsity)), layer.size // (height * width)
+        case Kernel():
+            values, index = round(layer.size * (1 - layer.sparsity)), layer.size // layer.taps
+        case _:
+            values, index = round(layer.size * (1 - layer.sparsity)), layer.size
+    return -(-(values * _bits(layer) + index) // 8)
+
+
+def _bits(layer: ThinLayer) -> int:
+    return bits(layer.data_type)
+
+
+class _Counting:
+    """A file that only counts what xz would write."""
+
+    def __init__(self) -> None:
+        self._packer = lzma.LZMACompressor(preset=0)
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.size += len(self._packer.compress(data))
+        return len(data)
+
+    def close(self) -> int:
+        return self.size + len(self._packer.flush())
+
+
+def xz_bytes(model: Model) -> int:
+    """Size of a model compressed with xz at its fastest, weights in the file."""
+    out = _Counting()
+    write_to(model, out)
+    return out.close()

@@ -1,0 +1,243 @@
+"""The verb ``sparsify``: load, find layers, thin them, verify, save."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onnxprune import __version__
+from onnxprune.checks import (
+    AnyModel,
+    Check,
+    check_level,
+    check_outputs,
+    check_sources,
+)
+from onnxprune.cost import stats
+from onnxprune.data import Data
+from onnxprune.errors import RecipeError
+from onnxprune.groups import DependencyGraph
+from onnxprune.held import check_held
+from onnxprune.impose import (
+    check_method,
+    check_replay,
+    impose,
+    options_of,
+    sparsified,
+)
+from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.pipeline import analysed, given_data, judged, made_up_data
+from onnxprune.recipe import Options, Recipe, SparsifyOptions, build, embed, read, same_layout
+from onnxprune.report.build import NOT_VERIFIED
+from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
+from onnxprune.report.layers import layer_reports
+from onnxprune.report.tables import thin_csv
+from onnxprune.request import Mode
+from onnxprune.rewrite import Surgery
+from onnxprune.select import patterns as globs
+from onnxprune.thin import MAGNITUDE, Thinned, Wish
+from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.valued import chosen, valued
+from onnxprune.verify import verify as run_checks
+
+_log = logging.getLogger(__name__)
+
+
+def sparsify(
+    model: AnyModel,
+    *,
+    pattern: str = "2:4",
+    sparsity: float | None = None,
+    scope: str = "local",
+    method: str = "auto",
+    recipe: Path | str | Recipe | None = None,
+    ignore: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    only_gain: bool = False,
+    xz: bool | None = None,
+    input_shapes: Mapping[str, Shape] | None = None,
+    data: Path | str | Data | None = None,
+    seed: int = 0,
+    verify: str = "full",
+    max_drift: float | None = None,
+    min_cosine: float | None = None,
+    min_top1: float | None = None,
+    output: Path | str | None = None,
+    recipe_out: Path | str | None = None,
+    table: Path | str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Model, Report]:
+    """Impose a fine-grained sparsity pattern on the weights of all layers that can take it.
+
+    Nothing but the values of those weights changes; zeros are stored like any other value.
+
+    Args:
+        model: A path, a loaded model, or a message.
+        pattern: ``2:4`` or another N:M (N of every M weights stay, along the axis that is summed
+            over), ``1xN`` and ``Nx1`` vectors, ``BxB`` blocks, ``kernel`` or ``unstructured``.
+        sparsity: Share that goes, 0 < sparsity < 1; N:M implies its own.
+        scope: ``local`` takes the share of each layer, ``global`` of all layers together, the
+            smallest magnitudes first.
+        method: How values are chosen: ``magnitude`` keeps the largest; ``wanda`` weighs them by
+            what they read, ``sparsegpt`` gives those that stay new values; both need ``data``.
+            ``auto`` is ``sparsegpt`` with data, ``magnitude`` without.
+        recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune);
+            then ``pattern`` and what follows it are not used.
+        ignore: Pattern or patterns of nodes and tensors that stay dense.
+        only: Pattern or patterns; all other layers stay dense.
+        only_gain: Leave layers dense that no GPU is expected to run faster.
+        xz: Measure what xz makes of the model before and after; None does so where it is quick.
+        input_shapes: Concrete shapes for symbolic inputs.
+        data: Inputs to choose values by and to verify on: an ``.npz`` file or ``Data``; None
+            verifies on random ones.
+        seed: For random inputs.
+        verify: ``none``, ``twin`` (is the pattern in the file, does it load and run) or ``full``
+            (drift too).
+        max_drift: Most relative L2 difference of any output that is allowed.
+        min_cosine: Least cosine of any output that is allowed.
+        min_top1: Least share of samples with the same arg max that is allowed.
+        output: File to write, or None.
+        recipe_out: File to write the recipe to, or None.
+        table: File to write the layers to, as comma-separated values, or None.
+        force: Overwrite what exists.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        The sparse model and the report.
+
+    Raises:
+        UsageError: An option or an output path cannot be used.
+        ModelError: The model is unreadable or invalid.
+        UnsupportedModelError: No layer can take the pattern.
+        RecipeError: The recipe does not fit.
+        VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
+    """
+    check_method(method)
+    limits = Limits(max_drift, min_cosine, min_top1)
+    check_level(verify, limits)
+    check_outputs(model, output, recipe_out, table, force=force, read=(recipe, data))
+    given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
+    if given is None:
+        wish = Wish.read(
+            pattern, sparsity, scope=scope, ignore=globs(ignore), only=globs(only),
+            only_gain=only_gain,
+        )  # fmt: skip
+        wished = options_of(wish, MAGNITUDE)
+    else:
+        wished = _recorded(given)
+    clock = Clock(progress)
+    with Heard() as heard:
+        with clock.stage("load"):
+            original = as_model(model)
+            check_sources(original, output, recipe_out, table)
+            check = Check(verify, limits, given_data(data, original), seed)
+            how = chosen(method if given is None else wished.method, check.data)
+            options = wished.model_copy(update={"method": how})
+            if given is not None:
+                same_layout(original, given)
+        graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
+        with clock.stage("sparsify"):
+            fitted = valued(graph, options, check.data, seed=seed, heard=clock.step)
+            found = impose(fitted.model, options)
+            if given is not None:
+                check_replay(given, found)
+        if not found.done:
+            _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
+        verdict = _checked(original, fitted.model, graph, found, check, clock)
+        written = build(
+            original,
+            Surgery(found.model, (), {}, (), (), restored=fitted.changed),
+            Options(
+                seed=seed,
+                sparsify=options,
+                input_shape=dict(_shapes(given, input_shapes)),
+            ),
+            __version__,
+            found.done,
+        )
+        made = embed(found.model, written) if found.done else found.model
+        before = stats(graph)
+        with clock.stage("save"):
+            texts = {} if recipe_out is None else {Path(recipe_out): written.readable()}
+            texts |= {} if table is None else {Path(table): thin_csv(found.layers)}
+            files = (
+                write_texts(texts)
+                if output is None
+                else save_with(
+                    made,
+                    output,
+                    texts,
+                    force=force,
+                    check=None
+                    if verify == "none"
+                    else lambda again: check_held(fitted.model, again, found),
+                )
+            )
+        after = before
+        if output is not None:
+            size = sum(count for path, count in files.items() if path not in texts)
+            after = replace(before, bytes=size)
+        with clock.stage("pack"):
+            result = sparsified(found, options, original, made, xz=xz)
+    return made, Report(
+        verb="sparsify",
+        input_path=str(original.path or ""),
+        before=before,
+        output_path=None if output is None else str(output),
+        after=after,
+        importance="",
+        importance_why="",
+        exact=None,
+        groups=(),
+        verdict=verdict,
+        stand_ins=graph.stand_ins,
+        seconds=clock.seconds,
+        peak_memory_bytes=peak_memory(),
+        warnings=tuple(heard.messages),
+        recipe=written.as_json() if found.done else {},
+        written=tuple(files),
+        layers=layer_reports(graph, before),
+        sparsified=result,
+    )
+
+
+def _recorded(recipe: Recipe) -> SparsifyOptions:
+    options = recipe.options.sparsify
+    if options is None:
+        raise RecipeError("the recipe thins no weights", hint="shrink --recipe repeats it")
+    if recipe.removed or recipe.options.ratio is not None:
+        raise RecipeError(
+            "the recipe removes channels before it thins weights", hint="shrink --recipe repeats it"
+        )
+    return options
+
+
+def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping[str, Shape]:
+    return (given or {}) if recipe is None else recipe.options.input_shape
+
+
+def _checked(
+    original: Model,
+    fitted: Model,
+    graph: DependencyGraph,
+    found: Thinned,
+    check: Check,
+    clock: Clock,
+) -> Verdict:
+    """The verdict on a sparse model that may be written; a failed one raises."""
+    if check.level == "none":
+        return NOT_VERIFIED
+    with clock.stage("verify"):
+        check_held(fitted, found.model, found)
+        verdict = run_checks(
+            original,
+            found.model,
+            twin=None,
+            data=check.data if check.data is not None else made_up_data(graph, check.seed),
+            level=check.level,
+            limits=check.limits,
+        )
+    return judged(verdict, check.limits)
