@@ -122,6 +122,8 @@ class Method(StrEnum):
 
     auto = "auto"
     magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
 
 
 class SchemaName(StrEnum):

@@ -13,7 +13,7 @@ from onnxprune.thin import MAGNITUDE, Thinned, Values, Wish, thin
 from onnxprune.types import Sparsified, ThinLayer
 from onnxprune.validate import bits
 
-METHODS = ("auto", MAGNITUDE)
+METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
 _XZ_UNASKED = 16_000_000  # bytes of a model that xz takes a second or two for
 
 

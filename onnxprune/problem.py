@@ -12,10 +12,11 @@ import numpy as np
 
 from onnxprune.affine import Affine
 from onnxprune.calibrate import sampled_positions
-from onnxprune.layers import Layer, columns, outputs
+from onnxprune.layers import Layer, columns, kernel_size, matrix, outputs, unmatrix
+from onnxprune.patterned import Imposed, PatternFitter
 from onnxprune.refit import Fit, Fitter, most_rows, sketched
 from onnxprune.through import Function, Through
-from onnxprune.types import AnyArray, Float32Array, Float64Array
+from onnxprune.types import AnyArray, BoolArray, Float32Array, Float64Array
 
 Pairs = Sequence[tuple[Sequence[AnyArray], Sequence[AnyArray]]]  # read and wanted, by batch
 
@@ -24,10 +25,15 @@ class Problem:
     """Layers with one weight, under what their constants are now."""
 
     def __init__(
-        self, affines: Sequence[Affine], products: Sequence[tuple[Float64Array, Float64Array]]
+        self,
+        affines: Sequence[Affine],
+        products: Sequence[tuple[Float64Array, Float64Array]],
+        imposed: Imposed | None = None,
     ) -> None:
-        """One affine form for each layer, and its weight and bias."""
+        """One affine form for each layer, its weight and bias, and what the weight is to hold."""
         self.affines = affines
+        self.imposed = imposed
+        self.keep: BoolArray | None = None  # where a pattern lets weights be other than zero
         self.start = products[0][0]
         self.shifts = [shift for _, shift in products]
         self.free = [affine.bias is not None for affine in affines]
@@ -51,15 +57,14 @@ class Problem:
             activation: What alone reads the output of the one layer there is, if it is known.
             added: What is added to that output in front of the activation, by batch.
         """
-        groups, inputs, made = self.start.shape
+        inputs = self.start.shape[1]
         samples = sum(array.shape[0] for read, _ in pairs for array in read)
         most = sampled_positions(inputs, samples)
         if self.limit is not None:
             most = max(1, min(most, self.limit // max(1, samples)))
         total = sum(self._count(z, most) for _, wanted in pairs for z in wanted)
         rows = total if self.limit is None else min(total, self.limit)
-        wide = inputs + len(self.affines) * self.tied
-        fitter = Fitter(groups, wide, made, rows, intercept=self.free[0] and not self.tied)
+        fitter = self._fitter(rows)
         state = int(rng.integers(1 << 62))
 
         def batches() -> Iterator[tuple[Float32Array, Float32Array, Float32Array | None]]:
@@ -84,6 +89,8 @@ class Problem:
             start = np.concatenate([start, np.stack(self._free_shifts(), axis=1)], axis=1)
         exact = all(affine.exact for affine in self.affines)
         fit = fitter.solve(start, bias, None if exact else self._settled, through)
+        if isinstance(fitter, PatternFitter):
+            self.keep = fitter.keep[:, :inputs]
         said = f"fitted to a sample of {rows:,} rows for {inputs:,} inputs"
         return fit, said if self.limit is not None else ""
 
@@ -96,8 +103,30 @@ class Problem:
             values = affine.written(weight, bias)
             if not values:
                 return {}
-            found |= values
+            found |= values if self.keep is None else self._thinned(affine, values)
         return found
+
+    def _fitter(self, rows: int) -> Fitter:
+        groups, inputs, made = self.start.shape
+        marks = len(self.affines) * self.tied
+        intercept = self.free[0] and not self.tied
+        if self.imposed is None:
+            return Fitter(groups, inputs + marks, made, rows, intercept=intercept)
+        taps = kernel_size(self.affines[0].site.layer, self.seen)
+        return PatternFitter(
+            (groups, inputs + marks, made), rows, self.imposed,
+            taps=taps, free=marks, intercept=intercept,
+        )  # fmt: skip
+
+    def _thinned(self, affine: Affine, values: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
+        """What is written, zero where the pattern wants it: some channels kept their weights."""
+        layer, shown = affine.site.layer, affine.site.shown
+        seen = matrix(layer, shown.forth(values[shown.leaf]))
+        assert self.keep is not None
+        if not seen[~self.keep].any():
+            return values
+        kept = unmatrix(layer, seen * self.keep, self.seen)
+        return {**values, shown.leaf: shown.back(kept)}
 
     def _rows(
         self,

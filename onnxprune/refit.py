@@ -22,7 +22,6 @@ _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of t
 _FIRST_RIDGE = 3  # to be tried; from there to where the held-out error falls
 _HELD_OUT = 0.2
 _LEAST_GAIN = 1e-3  # of the held-out error: less is noise
-_ROUNDS = 4  # in which targets follow the slopes of the activation behind a layer
 _ROUND_GAIN = 1e-2  # of the held-out error: for less there is no further round
 _MOST_GRAM_BYTES = 1 << 30
 _MOST_ROW_BYTES = 1 << 29
@@ -68,7 +67,12 @@ class Fitter:
 
     Inputs and targets are moved by their means in the first batch, so that sums of large numbers
     lose no digits; the bias is the weight of one more input, which is 1.
+
+    Attributes:
+        rounds: Times that targets follow the slopes of the activation behind a layer, at most.
     """
+
+    rounds = 4
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class Fitter:
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
         start = self._joined(weight, bias)
-        before = _loss(judge, start)
+        before = loss(judge, start)
         old = Fit(weight, bias, before / scale, before / scale, None)
         if not self.held.rows:  # nothing could tell a gain from noise learned by heart
             return old
@@ -149,7 +153,7 @@ class Fitter:
             return parts if settle is None or not np.isfinite(found).all() else settle(*parts)
 
         solution = self.fitted.solver(start, constant=self.intercept)
-        error, ridge = _least(lambda one: _loss(judge, self._joined(*settled(solution(one)))))
+        error, ridge = least(lambda one: loss(judge, self._joined(*settled(solution(one)))))
         if not np.isfinite(error) or error > before * (1 - _LEAST_GAIN):
             return old
         found = replace(old, after=error / scale, ridge=ridge)
@@ -177,7 +181,7 @@ class Fitter:
         """
         (before, least), targets = self._round(through, (old.weight, old.bias), solved(self.fitted))
         best: tuple[_Sums, float] | None = None
-        for _ in range(_ROUNDS):
+        for _ in range(self.rounds):
             (error,), following = self._round(through, solved(targets[0]))
             if not error < least * (1 - _LEAST_GAIN):
                 break
@@ -239,20 +243,20 @@ def _mean(rows: AnyArray) -> Float64Array:
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def _loss(judge: Moments | Rows, weight: Float64Array) -> float:
+def loss(judge: Moments | Rows, weight: Float64Array) -> float:
     """Sum of all the errors, >= 0 whatever rounding made of it; inf where it is no number."""
     error = float(judge.error(weight).sum())
     return max(error, 0.0) if np.isfinite(error) else np.inf
 
 
-def _least(loss: Callable[[float], float]) -> tuple[float, float]:
-    """Least loss and its ridge, found by walking downhill from the middle."""
-    best = _FIRST_RIDGE
-    losses = {best: loss(_RIDGES[best])}
+def least(losing: Callable[[float], float], first: int = _FIRST_RIDGE) -> tuple[float, float]:
+    """Least loss and its ridge, found by walking downhill from the ``first`` of them."""
+    best = first
+    losses = {best: losing(_RIDGES[best])}
     for step in (-1, 1):
         tried = best + step
         while 0 <= tried < len(_RIDGES) and tried not in losses:
-            losses[tried] = loss(_RIDGES[tried])
+            losses[tried] = losing(_RIDGES[tried])
             if losses[tried] >= losses[best] * (1 - _LEAST_GAIN):
                 break
             best, tried = tried, tried + step

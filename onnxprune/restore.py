@@ -23,6 +23,7 @@ from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
 from onnxprune.io import Model
+from onnxprune.patterned import Imposed
 from onnxprune.prepare import prepare
 from onnxprune.problem import Problem
 from onnxprune.products import Products
@@ -37,7 +38,13 @@ Heard = Callable[[int, int, str], None]  # done, of, node
 
 
 def refit(
-    plan: PruningPlan, pruned: Model, data: Data, *, seed: int = 0, heard: Heard | None = None
+    plan: PruningPlan,
+    pruned: Model,
+    data: Data,
+    *,
+    seed: int = 0,
+    heard: Heard | None = None,
+    impose: Mapping[str, Imposed] | None = None,
 ) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
     """Refit what a cut left to calibration data.
 
@@ -47,6 +54,8 @@ def refit(
         data: Unlabelled inputs; a few hundred samples are enough.
         seed: Draws the output positions that are looked at.
         heard: Called before each layer.
+        impose: Layers whose weights are to hold a pattern, by the first output of the node in the
+            original; those that have no least-squares form stay as they are.
 
     Returns:
         The refitted model, what happened to each layer, and the constants that changed.
@@ -59,7 +68,7 @@ def refit(
     """
     plain: frozenset[int] = frozenset()
     while True:
-        run = _Refit(plan, pruned, data, np.random.default_rng(seed), plain)
+        run = _Refit(plan, pruned, data, np.random.default_rng(seed), plain, impose or {})
         found = run.run(heard)
         if not run.stuck():
             return found
@@ -85,8 +94,10 @@ class _Refit:
         data: Data,
         rng: np.random.Generator,
         plain: frozenset[int],
+        impose: Mapping[str, Imposed],
     ) -> None:
         """``plain``: ids of groups whose survivors carry what they always did."""
+        self.impose = impose
         apart = unfused(plan.graph.graph)
         self.original = apart.graph
         known = apart.known(plan.graph.tracer.traces[0])
@@ -114,7 +125,7 @@ class _Refit:
         self.found = self._sites(self.work)
 
     def _sites(self, work: Graph) -> list[Site | Unfit]:
-        also = frozenset(key for one in self.streams for key in one.makers)
+        also = frozenset(key for one in self.streams for key in one.makers) | set(self.impose)
         return list(sites(work, self.original, self.survivors, also))
 
     def stuck(self) -> frozenset[int]:
@@ -202,13 +213,16 @@ class _Refit:
         if any(product is None for product in products):
             self.left.update(node.key for node in nodes)
             return [_left(node, "its bias is not one constant for each output") for node in nodes]
-        problem = Problem(affines, [product for product in products if product is not None])
+        imposed = next((self.impose[n.key] for n in nodes if n.key in self.impose), None)
+        wanted = [product for product in products if product is not None]
+        problem = Problem(affines, wanted, imposed)
         behind = activation_behind(self.work, site.goal)
         fit, sampled = problem.fitted(pairs, self.rng, behind, added)
-        if not np.isfinite(fit.before):
+        if not np.isfinite(fit.before) and imposed is None:
             self.left.update(node.key for node in nodes)
             return [_left(node, "its data overflow") for node in nodes]
-        written = problem.written(fit) if fit.ridge is not None else {}
+        taken = fit.ridge is not None or imposed is not None
+        written = problem.written(fit) if taken else {}
         second.constants |= written
         if not written:
             self.left.update(node.key for node in nodes)

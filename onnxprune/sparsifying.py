@@ -37,8 +37,9 @@ from onnxprune.report.tables import thin_csv
 from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
-from onnxprune.thin import Thinned, Wish
+from onnxprune.thin import MAGNITUDE, Thinned, Wish
 from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.valued import chosen, valued
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ def sparsify(
         sparsity: Share that goes, 0 < sparsity < 1; N:M implies its own.
         scope: ``local`` takes the share of each layer, ``global`` of all layers together, the
             smallest magnitudes first.
-        method: How values are chosen: ``magnitude`` keeps the largest; ``auto`` is that.
+        method: How values are chosen: ``magnitude`` keeps the largest; ``wanda`` weighs them by
+            what they read, ``sparsegpt`` gives those that stay new values; both need ``data``.
+            ``auto`` is ``sparsegpt`` with data, ``magnitude`` without.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune);
             then ``pattern`` and what follows it are not used.
         ignore: Pattern or patterns of nodes and tensors that stay dense.
@@ -88,7 +91,8 @@ def sparsify(
         only_gain: Leave layers dense that no GPU is expected to run faster.
         xz: Measure what xz makes of the model before and after; None does so where it is quick.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs to verify on: an ``.npz`` file or ``Data``; None makes random ones.
+        data: Inputs to choose values by and to verify on: an ``.npz`` file or ``Data``; None
+            verifies on random ones.
         seed: For random inputs.
         verify: ``none``, ``twin`` (is the pattern in the file, does it load and run) or ``full``
             (drift too).
@@ -121,28 +125,31 @@ def sparsify(
             pattern, sparsity, scope=scope, ignore=globs(ignore), only=globs(only),
             only_gain=only_gain,
         )  # fmt: skip
-        options = options_of(wish, method)
+        wished = options_of(wish, MAGNITUDE)
     else:
-        options = _recorded(given)
+        wished = _recorded(given)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
             check = Check(verify, limits, given_data(data, original), seed)
+            how = chosen(method if given is None else wished.method, check.data)
+            options = wished.model_copy(update={"method": how})
             if given is not None:
                 same_layout(original, given)
         graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
         with clock.stage("sparsify"):
-            found = impose(original, options)
+            fitted = valued(graph, options, check.data, seed=seed, heard=clock.step)
+            found = impose(fitted.model, options)
             if given is not None:
                 check_replay(given, found)
         if not found.done:
             _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
-        verdict = _checked(original, graph, found, check, clock)
+        verdict = _checked(original, fitted.model, graph, found, check, clock)
         written = build(
             original,
-            Surgery(found.model, (), {}, (), ()),
+            Surgery(found.model, (), {}, (), (), restored=fitted.changed),
             Options(
                 seed=seed,
                 sparsify=options,
@@ -166,7 +173,7 @@ def sparsify(
                     force=force,
                     check=None
                     if verify == "none"
-                    else lambda again: check_held(original, again, found),
+                    else lambda again: check_held(fitted.model, again, found),
                 )
             )
         after = before
@@ -214,6 +221,7 @@ def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping
 
 def _checked(
     original: Model,
+    fitted: Model,
     graph: DependencyGraph,
     found: Thinned,
     check: Check,
@@ -223,7 +231,7 @@ def _checked(
     if check.level == "none":
         return NOT_VERIFIED
     with clock.stage("verify"):
-        check_held(original, found.model, found)
+        check_held(fitted, found.model, found)
         verdict = run_checks(
             original,
             found.model,

@@ -18,7 +18,8 @@ ROOT = PACKAGE.parent
 # A module may import only from modules above it, inside functions too.
 ORDER = tuple(
     """
-    errors types dims validate functions patterns io chains presented weights replaced thin held
+    errors types dims validate functions patterns permute io chains presented weights replaced
+    thin held
     effects fields moves rows intervals
     graph runtime feeds sequences fold prepare shapes standins data
     slots
@@ -29,10 +30,10 @@ ORDER = tuple(
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite
     extents staircase timing latency
-    stepwise through sums refit shown activations sites affine carried bases products
-    problem unfuse restore
+    stepwise through sums refit sparsegpt patterned
+    shown activations sites affine carried bases products problem unfuse restore
     compensate expand
-    alignment cost density budget aim planning iterate latency_target recipe impose
+    alignment cost density budget aim planning iterate latency_target recipe impose valued
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate

@@ -1,0 +1,96 @@
+"""Sparse weights with values from data: nearer to the original than the largest ones are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.data import Data, load_data
+from onnxprune.errors import UsageError
+from onnxprune.io import Model, load
+from onnxprune.patterns import NM, holds
+from onnxprune.runtime import session
+from onnxprune.sparsifying import sparsify
+from onnxprune.weights import sparse_layers
+from tests.small import MODELS, parsed
+
+
+def made_by(model: Model, data: Data) -> np.ndarray:
+    loaded = session(model)
+    return np.concatenate([loaded.run(batch)[loaded.outputs[0]] for batch in data.batches])
+
+
+def drift(model: Model, other: Model, data: Data) -> float:
+    wanted = made_by(model, data)
+    return float(np.linalg.norm(made_by(other, data) - wanted) / np.linalg.norm(wanted))
+
+
+def small_network(seed: int = 0) -> tuple[Model, Data]:
+    """A strided convolution, a grouped and dilated one, and a product; channels are correlated."""
+    rng = np.random.default_rng(seed)
+    text = """g (float[N,8,9,9] x) => (float[N,6] y) {
+        a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1, b1)  r = Relu(a)
+        c = Conv<group=2, pads=[2,2,2,2], dilations=[2,2]>(r, w2)  s = Relu(c)
+        p = GlobalAveragePool(s)  f = Flatten(p)  y = Gemm<transB=1>(f, w3, b3)}"""
+    shapes = {"w1": (16, 8, 3, 3), "b1": 16, "w2": (12, 8, 3, 3), "w3": (6, 12), "b3": 6}
+    model = parsed(
+        text, **{name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    )
+    mix = rng.standard_normal((8, 8))
+    images = np.einsum("nchw,cd->ndhw", rng.standard_normal((96, 8, 9, 9)), mix)
+    batches = [{"x": images[at : at + 32].astype(np.float32)} for at in (0, 32, 64)]
+    return model, Data(batches, "given", random=False, samples=96)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "1x4", "2x2", "kernel", "unstructured"])
+def test_values_from_data_come_nearer_and_hold_the_pattern(pattern: str) -> None:
+    model, data = small_network()
+    share = None if ":" in pattern else 0.5
+    made = {
+        method: sparsify(model, pattern=pattern, sparsity=share, method=method, data=data)[0]
+        for method in ("magnitude", "sparsegpt")
+    }
+    assert drift(model, made["sparsegpt"], data) < 0.8 * drift(model, made["magnitude"], data)
+
+
+def test_auto_is_sparsegpt_with_data_and_magnitude_without() -> None:
+    model, data = small_network()
+    made, report = sparsify(model, data=data)
+    assert report.sparsified is not None
+    assert report.sparsified.method == "sparsegpt"
+    assert all(
+        holds(NM(2, 4), layer.matrix(), 0.5, taps=layer.taps) for layer in sparse_layers(made)
+    )
+    assert report.recipe["restored"]
+    without = sparsify(model)[1].sparsified
+    assert without is not None
+    assert without.method == "magnitude"
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_method_that_needs_data_says_so(method: str) -> None:
+    with pytest.raises(UsageError, match="needs data"):
+        sparsify(small_network()[0], method=method)
+
+
+def test_shares_of_all_layers_together_go_by_magnitude_only() -> None:
+    model, data = small_network()
+    with pytest.raises(UsageError, match="only magnitudes"):
+        sparsify(model, pattern="unstructured", sparsity=0.5, scope="global", data=data)
+
+
+def test_a_recipe_with_data_is_repeated() -> None:
+    model, data = small_network()
+    made, _ = sparsify(model, data=data)
+    again, _ = sparsify(model, recipe=None, data=data)
+    for name, weight in made.weights().items():
+        np.testing.assert_array_equal(weight.read(), again.weights()[name].read())
+
+
+@pytest.mark.slow
+def test_a_trained_network_keeps_its_answers() -> None:
+    model = load(MODELS / "fashion_vgg.onnx")
+    data = load_data(MODELS / "fashion_calib.npz", model, limit=128)
+    made = sparsify(model, data=data, verify="none")[0]
+    same = made_by(model, data).argmax(1) == made_by(made, data).argmax(1)
+    assert same.mean() > 0.97
