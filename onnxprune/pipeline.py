@@ -48,6 +48,7 @@ from onnxprune.thin import Thinned
 from onnxprune.timing import compare_timings, measure
 from onnxprune.twin import masked_twin
 from onnxprune.types import Latency, Limits, Report, Shape, Verdict
+from onnxprune.valued import imposed
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
 
@@ -131,9 +132,9 @@ def shrink(
         steps: In how many steps to cut: what is left is ranked again, and restored, after each.
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
-        then: Sparsity pattern such as ``2:4`` to impose on what is left, smallest weights first;
-            ``round_to`` is then ``auto``, and knows of it, unless it is more than 1. Patterns that
-            imply no share of their own take half.
+        then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
+            where there is one, else the smallest weights go. ``round_to`` is then ``auto``, and
+            knows of it, unless it is more than 1. Patterns that imply no share take half.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -196,7 +197,8 @@ def shrink(
             surgery = operate(plan)
         if not surgery.removed:
             _log.warning("nothing was cut: %s", _why_nothing(plan, asked))
-        restoring = asked.restoring(check.data) if surgery.removed else "none"
+        to_restore = surgery.removed or asked.sparse is not None
+        restoring = asked.restoring(check.data) if to_restore else "none"
         if given is not None and given.options.restore == "refit" and restoring != "refit":
             _log.warning(
                 "the recipe's weights were refitted to data, these are not: "
@@ -209,20 +211,22 @@ def shrink(
         )
         recovered = thinned = None
         whole = surgery.model
+        sparse = asked.sparse_after(restoring)
         if restoring != "none":
             with clock.stage("restore"):
-                recovered = restored(plan, surgery, restoring, check, clock)
+                patterned = {} if sparse is None else imposed(whole, sparse)
+                recovered = restored(plan, surgery, restoring, check, clock, patterned)
             surgery, restoring = recovered.surgery, recovered.how
             whole = surgery.model
-        if asked.sparse is not None:
+        if sparse is not None:
             with clock.stage("sparsify"):
-                thinned = impose(whole, asked.sparse)
+                thinned = impose(whole, sparse)
                 if given is not None:
                     check_replay(given, thinned)
             surgery = replace(surgery, model=thinned.model)
         if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
-        options = asked.options(method, restoring, plan.graph.tracer.attention)
+        options = asked.options(method, restoring, plan.graph.tracer.attention, sparse)
         made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
@@ -263,8 +267,8 @@ def shrink(
         layers=layer_reports(graph, before, after, sparse=asked.for_runs),
         rounded=asked.rounding != 1,
         sparsified=None
-        if thinned is None or asked.sparse is None
-        else sparsified(thinned, asked.sparse, whole, made, xz=False),
+        if thinned is None or sparse is None
+        else sparsified(thinned, sparse, whole, made, xz=False),
     )
 
 

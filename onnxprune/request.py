@@ -91,6 +91,13 @@ class Request:
         """Pattern to impose on what is left, None for none."""
         return self.then if self.recipe is None else self.recipe.options.sparsify
 
+    def sparse_after(self, restored: str) -> SparsifyOptions | None:
+        """The same, with the method that restoring leaves: a refit solves for what stays."""
+        if self.sparse is None:
+            return None
+        method = "sparsegpt" if restored == "refit" else "magnitude"
+        return self.sparse.model_copy(update={"method": method})
+
     @property
     def for_runs(self) -> bool:
         """Whether widths should suit an N:M pattern."""
@@ -249,10 +256,13 @@ class Request:
             return "refit" if given else "bias"
         return asked
 
-    def options(self, method: str, restored: str, attention: str) -> Options:
+    def options(
+        self, method: str, restored: str, attention: str, sparse: SparsifyOptions | None
+    ) -> Options:
         """Options as a recipe keeps them: with what was taken where ``auto`` was asked for."""
         if self.recipe is not None:
-            return self.recipe.options.model_copy(update={"restore": restored})
+            update = {"restore": restored, "sparsify": sparse}
+            return self.recipe.options.model_copy(update=update)
         return Options(
             restore=restored,  # type: ignore[arg-type]  # one of the three
             ratio=self.ratio,
@@ -275,5 +285,5 @@ class Request:
             seed=self.seed,
             steps=self.steps,
             schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
-            sparsify=self.then,
+            sparsify=sparse,
         )

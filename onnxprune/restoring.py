@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from onnxprune.checks import Check
@@ -11,6 +12,7 @@ from onnxprune.cost import stats
 from onnxprune.data import Data
 from onnxprune.errors import VerificationError
 from onnxprune.groups import DependencyGraph
+from onnxprune.patterned import Imposed
 from onnxprune.pictures import pictures
 from onnxprune.planning import Judge
 from onnxprune.report.clock import Clock
@@ -44,7 +46,14 @@ class Restored:
     note: str = ""
 
 
-def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock: Clock) -> Restored:
+def restored(
+    plan: PruningPlan,
+    surgery: Surgery,
+    how: str,
+    check: Check,
+    clock: Clock,
+    impose: Mapping[str, Imposed] | None = None,
+) -> Restored:
     """Make up for a cut without training.
 
     Args:
@@ -54,6 +63,7 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
             better, are biases.
         check: The data, and the seed.
         clock: Hears of every layer.
+        impose: Patterns that layers are refitted in, by the first output of their node.
     """
     if how == "none":
         return Restored(surgery, how)
@@ -65,7 +75,10 @@ def restored(plan: PruningPlan, surgery: Surgery, how: str, check: Check, clock:
         return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
     fitted = check.data if drawn is None else drawn
     assert fitted is not None
-    made, layers, changed = refit(plan, surgery.model, fitted, seed=check.seed, heard=clock.step)
+    made, layers, changed = refit(
+        plan, surgery.model, fitted, seed=check.seed, heard=clock.step,
+        impose=impose if drawn is None else None,
+    )  # fmt: skip
     names = tuple(dict.fromkeys((*surgery.restored, *changed)))
     found = Restored(replace(surgery, model=made, restored=names), how, layers)
     if drawn is None:

@@ -79,12 +79,24 @@ def valued(
         raise UsageError(
             "only magnitudes compare between layers", hint="--method magnitude, or --scope local"
         )
-    wish = wish_of(options)
-    found = candidates(model, wish)
-    wanted = Imposed(wish.pattern, wish.sparsity, options.method)
-    owners = [found.layers[at] for at in found.owners]
-    impose = {layer.key: wanted for layer in owners if not layer.scope}
+    impose = imposed(model, options)
     if not impose:
         return Valued(model)
     plan = PruningPlan(graph, {group.id: np.arange(group.size) for group in graph.prunable})
     return Valued(*refit(plan, model, data, seed=seed, heard=heard, impose=impose))
+
+
+def imposed(model: Model, options: SparsifyOptions) -> dict[str, Imposed]:
+    """What a refit is to impose on layers of the main graph, by the first output of each.
+
+    Args:
+        model: The model.
+        options: Pattern and method; magnitudes impose nothing.
+    """
+    if options.method == MAGNITUDE:
+        return {}
+    wish = wish_of(options)
+    found = candidates(model, wish)
+    wanted = Imposed(wish.pattern, wish.sparsity, options.method)
+    owners = [found.layers[at] for at in found.owners]
+    return {layer.key: wanted for layer in owners if not layer.scope}

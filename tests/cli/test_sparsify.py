@@ -291,3 +291,32 @@ def test_then_says_that_the_pattern_holds(call: Call) -> None:
     assert "twin ok, then 2:4, which holds" in saved
     assert after.endswith("--sparsity=enable")
     assert call("shrink", "chain.onnx", "--ratio", 0.3, "--then", "2:2", "--force")[0] == 2
+
+
+def test_then_with_data_is_a_part_of_the_refit(call: Call) -> None:
+    """The weights that stay make up for those that go: nearer than the smallest ones gone."""
+    rng = np.random.default_rng(3)
+    shape = io.load("chain.onnx").proto.graph.input[0].type.tensor_type.shape
+    sizes = [dim.dim_value or 1 for dim in shape.dim[1:]]
+    mixed = rng.standard_normal((200, *sizes)) + rng.standard_normal((200, 1, *sizes[1:]))
+    np.savez("d.npz", mixed.astype(np.float32))
+    given = ("shrink", "chain.onnx", "--ratio", 0.2, "--round-to", 4, "--then", "2:4", "--data",
+             "d.npz", "--force")  # fmt: skip
+    drifts = []
+    for restore, method in (("none", "magnitude"), ("refit", "sparsegpt")):
+        found = call.json(*given, "--restore", restore)
+        assert found["sparsity"]["method"] == method
+        assert [row["zeros"] for row in found["sparsity"]["layers"] if row["done"]] == [0.5] * 2
+        (drift,) = found["verify"]["drift"].values()
+        drifts.append(drift["rel_l2"])
+    assert drifts[1] < 0.7 * drifts[0]
+
+
+def test_then_repeated_without_the_data_says_so_and_takes_the_smallest(call: Call) -> None:
+    np.savez("d.npz", np.random.default_rng(3).standard_normal((200, 3, 8, 8)).astype(np.float32))
+    call("shrink", "chain.onnx", "--ratio", 0.2, "--then", "2:4", "--data", "d.npz")
+    code, _, err = call("shrink", "chain.onnx", "--recipe", "chain.pruned.onnx", "-o", "o.onnx")
+    assert code == 0
+    assert "were refitted to data, these are not" in err
+    (entry,) = (p for p in io.load("o.onnx").proto.metadata_props if p.key == "onnxprune.recipe")
+    assert json.loads(entry.value)["options"]["sparsify"]["method"] == "magnitude"

@@ -3,7 +3,7 @@
     python tools/bench/accuracy.py --prune-only --markdown tools/bench/results/importance.md
     python tools/bench/accuracy.py --bias --markdown tools/bench/results/bias.md
     python tools/bench/accuracy.py --restored --markdown tools/bench/results/restored.md
-    python tools/bench/accuracy.py --bias --markdown tools/bench/results/bias.md
+    python tools/bench/accuracy.py --sparse --markdown tools/bench/results/sparse_accuracy.md
     python tools/bench/accuracy.py --samples DIR --markdown tools/bench/results/samples.md
 
 Top-1 on the labelled images of `models/fashion_test.npz`, whose 2,000 images give a standard error
@@ -31,6 +31,7 @@ from onnxprune.planning import Planner, Wish
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session
 from onnxprune.score import METHODS, Importance, score
+from onnxprune.sparsifying import sparsify
 from onnxprune.types import Float32Array, Float64Array
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -156,6 +157,31 @@ def _back(uncut: float, cut: float, restored: float) -> str:
     return f"{100 * (restored - cut) / (uncut - cut):.0f} %" if uncut - cut > 1 else "-"
 
 
+def sparse(networks: Sequence[str]) -> Iterator[str]:
+    """2:4 in every layer that can take it, by every method, and behind a cut of channels."""
+    test = Test()
+    methods = ("magnitude", "wanda", "sparsegpt")
+    header = ["network", "dense", *methods, "lost", "s", "30 % of channels", "and 2:4", "lost"]
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for name in networks:
+        model = load(MODELS / f"fashion_{name}.onnx")
+        data = load_data(MODELS / "fashion_calib.npz", model)
+        dense, cells, spent = test(model), [], 0.0
+        for method in methods:
+            begun = time.perf_counter()
+            made, _ = sparsify(model, method=method, data=data, verify="none")
+            spent = time.perf_counter() - begun
+            cells.append(test(made))
+        cut = test(shrink(model, ratio=0.3, round_to="auto", data=data, verify="none")[0])
+        both = test(shrink(model, ratio=0.3, then="2:4", data=data, verify="none")[0])
+        yield (
+            f"| {name} | {dense:.2f} | " + " | ".join(f"{cell:.2f}" for cell in cells)
+            + f" | {dense - cells[-1]:.2f} | {spent:.1f} | {cut:.2f} | {both:.2f} "
+            f"| {dense - both:.2f} |"
+        )  # fmt: skip
+
+
 def by_samples(networks: Sequence[str], images: Path) -> Iterator[str]:
     """Half of the channels, refitted to more or fewer training images, and to other things."""
     test = Test()
@@ -230,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prune-only", action="store_true")
     parser.add_argument("--restored", action="store_true")
+    parser.add_argument("--sparse", action="store_true", help="2:4, with and without data")
     parser.add_argument("--bias", action="store_true", help="what comes back without data")
     parser.add_argument(
         "--samples", type=Path, metavar="DIR", help="folder of Fashion-MNIST's files"
@@ -245,6 +272,8 @@ def main() -> int:
         made = prune_only(networks, [float(t) for t in args.targets.split(",")])
     elif args.bias:
         title, made = "Restored without training and without data", without_data(networks)
+    elif args.sparse:
+        title, made = "2:4 without training", sparse(networks)
     elif args.samples is not None:
         title, made = "Half of the channels, by data", by_samples(networks, args.samples)
     else:
