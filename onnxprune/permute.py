@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.patterns import NM
 from onnxprune.types import BoolArray, Float32Array, FloatArray, IntArray
 
-_WORK = 3e8  # sums of runs that are looked at, times rows
+_WORK = 1e8  # sums of runs that are looked at, times rows
 _LEAST_WORK = 2e4  # that a meeting counts for, however small
 _PATIENCE = 4  # times as many shakes as there are runs without a gain end the search
 _MOST_ROWS = 512  # of a tall matrix: a sample of them tells gains apart

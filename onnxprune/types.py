@@ -320,6 +320,41 @@ class LayerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """An axis of a weight whose entries stand in another order.
+
+    ``kept``: the original position of each entry, in the new order.
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """What looking for a better order of a group's channels came to.
+
+    Attributes:
+        group: Its name.
+        size: Channels.
+        readers: Weights whose runs its channels make.
+        before, after: Sum of the scores that the pattern keeps, in the old order and in the new.
+        best: The same without runs: the largest scores, as many of them.
+        why: Why the order stays, "" where it is new.
+    """
+
+    group: str
+    size: int
+    readers: tuple[str, ...]
+    before: float
+    after: float
+    best: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refitted:
     """What refitting did to one layer.
 

@@ -28,7 +28,7 @@ ORDER = tuple(
     runs trace survivors groups shapefix analyse
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms moments calibrate pictures obs score select readers lossless
-    record slices emit patches selections absorb twin rewrite
+    record slices emit patches selections absorb twin rewrite reorder
     extents staircase timing latency
     stepwise through sums refit sparsegpt patterned
     shown activations sites affine carried bases products problem unfuse restore
