@@ -649,6 +649,12 @@ def sparsify(
         list[str] | None,
         typer.Option("--only", metavar="GLOB", help="Leave all other layers dense."),
     ] = None,
+    permute: Annotated[
+        bool,
+        typer.Option(
+            "--permute", help="First put channels into an order in which N:M keeps more of them."
+        ),
+    ] = False,
     only_gain: Annotated[
         bool,
         typer.Option("--only-gain", help="Leave layers dense that no GPU is expected to speed up."),
@@ -713,6 +719,7 @@ def sparsify(
             ignore=ignore,
             only=only,
             only_gain=only_gain,
+            permute=permute,
             input_shape=input_shape,
         )
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
@@ -728,6 +735,7 @@ def sparsify(
             ignore=ignore or (),
             only=only or (),
             only_gain=only_gain,
+            permute=permute,
             xz=xz,
             input_shapes=_shapes(input_shape),
             data=data,

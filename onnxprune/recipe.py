@@ -24,7 +24,7 @@ from onnxprune.lossless import lossless_plan
 from onnxprune.record import Copy, Mask, Removed
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.select import PruningPlan
-from onnxprune.types import BoolArray, ThinLayer, WeightAxis
+from onnxprune.types import BoolArray, Moved, ThinLayer, WeightAxis
 
 METADATA_KEY = "onnxprune.recipe"
 _CHUNK = 1 << 24  # bytes hashed at a time
@@ -43,6 +43,7 @@ class SparsifyOptions(_Part):
     sparsity: float
     scope: Literal["local", "global"] = "local"
     method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
+    permute: bool = False
     only_gain: bool = False
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -122,6 +123,15 @@ class SparsityEntry(_Part):
     sparsity: float | None = Field(None, description="Of patterns that do not imply it.")
 
 
+class PermutedEntry(_Part):
+    """An axis of a weight whose entries stand in another order: the original ones, in the new."""
+
+    tensor: str
+    axis: int
+    role: Literal["producer", "consumer", "parameter"]
+    kept: tuple[int, ...]
+
+
 class Recipe(_Part):
     """Everything needed to repeat a run, and to check it with numpy alone."""
 
@@ -139,6 +149,7 @@ class Recipe(_Part):
     rewritten: tuple[RewrittenEntry, ...] = ()
     restored: tuple[str, ...] = ()
     sparsity: tuple[SparsityEntry, ...] = ()
+    permuted: tuple[PermutedEntry, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
@@ -149,6 +160,8 @@ class Recipe(_Part):
         written["sparsity"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.sparsity
         ]
+        if not self.permuted:
+            del written["permuted"]
         written["removed"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.removed
         ]
@@ -190,6 +203,7 @@ def build(
     options: Options,
     version: str,
     sparsity: Iterable[ThinLayer] = (),
+    permuted: Iterable[Moved] = (),
 ) -> Recipe:
     """The recipe of a surgery.
 
@@ -199,6 +213,7 @@ def build(
         options: What was asked for, with the importance that ``auto`` took.
         version: Of onnxprune.
         sparsity: Layers whose weights hold a pattern now, one for each tensor.
+        permuted: Axes of weights whose entries stand in another order.
     """
     return Recipe(
         schema=1,
@@ -212,6 +227,10 @@ def build(
         folded=surgery.folded,
         restored=surgery.restored,
         sparsity=tuple(map(_sparsity, sparsity)),
+        permuted=tuple(
+            PermutedEntry(tensor=one.tensor, axis=one.axis, role=one.role, kept=one.kept)  # type: ignore[arg-type]  # pydantic checks it
+            for one in permuted
+        ),
         rewritten=tuple(
             RewrittenEntry.model_validate(
                 {**change.what, "from": change.before, "to": change.after}

@@ -17,7 +17,7 @@ from onnxprune.checks import (
 )
 from onnxprune.cost import stats
 from onnxprune.data import Data
-from onnxprune.errors import RecipeError
+from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
 from onnxprune.impose import (
@@ -26,10 +26,13 @@ from onnxprune.impose import (
     impose,
     options_of,
     sparsified,
+    wish_of,
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.patterns import NM
 from onnxprune.pipeline import analysed, given_data, judged, made_up_data
 from onnxprune.recipe import Options, Recipe, SparsifyOptions, build, embed, read, same_layout
+from onnxprune.reorder import Reordered, reordered
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -37,7 +40,7 @@ from onnxprune.report.tables import thin_csv
 from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
-from onnxprune.thin import MAGNITUDE, Thinned, Wish
+from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
 from onnxprune.types import Limits, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
 from onnxprune.verify import verify as run_checks
@@ -56,6 +59,7 @@ def sparsify(
     ignore: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     only_gain: bool = False,
+    permute: bool = False,
     xz: bool | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
@@ -89,6 +93,8 @@ def sparsify(
         ignore: Pattern or patterns of nodes and tensors that stay dense.
         only: Pattern or patterns; all other layers stay dense.
         only_gain: Leave layers dense that no GPU is expected to run faster.
+        permute: First put channels into an order in which an N:M pattern keeps more; the function
+            stays the same.
         xz: Measure what xz makes of the model before and after; None does so where it is quick.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs to choose values by and to verify on: an ``.npz`` file or ``Data``; None
@@ -125,7 +131,12 @@ def sparsify(
             pattern, sparsity, scope=scope, ignore=globs(ignore), only=globs(only),
             only_gain=only_gain,
         )  # fmt: skip
-        wished = options_of(wish, MAGNITUDE)
+        if permute and not isinstance(wish.pattern, NM):
+            raise UsageError(
+                f"no order of channels is sought for pattern {wish.pattern}",
+                hint="--permute goes with --pattern N:M",
+            )
+        wished = options_of(wish, MAGNITUDE).model_copy(update={"permute": permute})
     else:
         wished = _recorded(given)
     clock = Clock(progress)
@@ -140,7 +151,11 @@ def sparsify(
                 same_layout(original, given)
         graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
         with clock.stage("sparsify"):
-            fitted = valued(graph, options, check.data, seed=seed, heard=clock.step)
+            turned = _turned(graph, options, check, clock)
+            start = graph
+            if turned.moved:
+                start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
+            fitted = valued(start, options, check.data, seed=seed, heard=clock.step)
             found = impose(fitted.model, options)
             if given is not None:
                 check_replay(given, found)
@@ -157,6 +172,7 @@ def sparsify(
             ),
             __version__,
             found.done,
+            turned.moved,
         )
         made = embed(found.model, written) if found.done else found.model
         before = stats(graph)
@@ -217,6 +233,35 @@ def _recorded(recipe: Recipe) -> SparsifyOptions:
 
 def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping[str, Shape]:
     return (given or {}) if recipe is None else recipe.options.input_shape
+
+
+def _turned(
+    graph: DependencyGraph, options: SparsifyOptions, check: Check, clock: Clock
+) -> Reordered:
+    """The model with channels in a better order, where that was asked for and is the same model."""
+    source, wish = graph.graph.source, wish_of(options)
+    if not options.permute or not isinstance(wish.pattern, NM):
+        return Reordered(source)
+    able = candidates(source, wish)
+    eligible = {able.layers[at].stored.name for at in able.owners}
+    found = reordered(
+        graph, wish.pattern, eligible, data=check.data, seed=check.seed, heard=clock.step
+    )
+    for one in found.groups:
+        _log.info("order of '%s': %s", one.group, one.why or "new")
+    if not found.moved or check.level == "none":
+        return found
+    same = run_checks(
+        source,
+        found.model,
+        twin=None,
+        data=check.data if check.data is not None else made_up_data(graph, check.seed),
+        level="twin",
+        lossless=True,
+    )
+    if same.status == "failed":
+        raise VerificationError(f"channels in another order: {same.reason}", hint=BUG)
+    return found
 
 
 def _checked(

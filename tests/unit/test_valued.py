@@ -94,3 +94,28 @@ def test_a_trained_network_keeps_its_answers() -> None:
     made = sparsify(model, data=data, verify="none")[0]
     same = made_by(model, data).argmax(1) == made_by(made, data).argmax(1)
     assert same.mean() > 0.97
+
+
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_an_order_is_found_first_and_recorded(method: str) -> None:
+    rng = np.random.default_rng(5)
+    text = """g (float[N,16] x) => (float[N,6] y) {
+        a = MatMul(x, w1)  r = Relu(a)  b = MatMul(r, w2)  s = Relu(b)  y = MatMul(s, w3)}"""
+    shapes = {"w1": (16, 32), "w2": (32, 24), "w3": (24, 6)}
+    model = parsed(
+        text, **{name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    )
+    batches = [{"x": rng.standard_normal((256, 16)).astype(np.float32)}]
+    data = Data(batches, "given", random=False, samples=256)
+    made, report = sparsify(model, method=method, permute=True, data=data)
+    plain, _ = sparsify(model, method=method, data=data)
+    entries = report.recipe["permuted"]
+    assert isinstance(entries, list)
+    assert {entry["tensor"] for entry in entries} >= {"w2", "w3"}
+    assert report.verdict.status == "passed"
+    assert drift(model, made, data) < 1.2 * drift(model, plain, data)
+
+
+def test_only_runs_have_an_order() -> None:
+    with pytest.raises(UsageError, match="no order of channels"):
+        sparsify(small_network()[0], pattern="1x4", sparsity=0.5, permute=True)
