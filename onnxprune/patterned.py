@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class PatternFitter(Fitter):
             found = plain[-1]
             done = Fit(weight, bias, before / scale, judged(found) / scale, 0.0)
             return self._fit(found, done)
-        quickly = partial(self._solved, self.fitted, start, quick=True)
+        quickly = cache(partial(self._solved, self.fitted, start, quick=True))
         error, ridge = least(lambda one: judged(quickly(one)), _FIRST_RIDGE)
         tried = [*plain, self._solved(self.fitted, start, ridge)]
         if not self.wide:
