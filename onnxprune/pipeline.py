@@ -32,7 +32,7 @@ from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
-from onnxprune.recipe import Options, Recipe, build, embed, read
+from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -204,6 +204,8 @@ def shrink(
                 "the recipe's weights were refitted to data, these are not: "
                 "give data to refit them again"
             )
+        elif given is not None:
+            warn_of_other_data(given, check.data)
         later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
         level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
@@ -226,7 +228,8 @@ def shrink(
             surgery = replace(surgery, model=thinned.model)
         if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
-        options = asked.options(method, restoring, plan.graph.tracer.attention, sparse)
+        mode = plan.graph.tracer.attention
+        options = asked.options(method, restoring, mode, sparse, check.data)
         made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onnxprune.data import Data, digest_of
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, load, serialize
@@ -66,6 +67,7 @@ class Options(_Part):
     ratio_for: dict[str, float] = {}
     sensitivity_sha256: str | None = None
     max_loss: float | None = None
+    data_sha256: str | None = None
     attention: Literal["heads", "dims", "none"] = "heads"
     allow_norm: bool = False
     input_shape: dict[str, tuple[int, ...]] = {}
@@ -155,6 +157,7 @@ class Recipe(_Part):
         """The recipe as DESIGN §11 writes it."""
         written: dict[str, object] = self.model_dump(mode="json", by_alias=True)
         optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else set()
+        optional |= {"data_sha256"} if self.options.data_sha256 is None else set()
         optional |= {"sparsify"} if self.options.sparsify is None else set()
         written["options"] = self.options.model_dump(mode="json", exclude=optional)
         written["sparsity"] = [
@@ -374,6 +377,13 @@ def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
         raise RecipeError("the recipe does not fit this model: other channels would go")
     _warn_of_other_values(model, recipe)
     return plan
+
+
+def warn_of_other_data(recipe: Recipe, data: Data | None) -> None:
+    """Say so where weights follow from data, and these are not those of the recipe."""
+    before, now = recipe.options.data_sha256, digest_of(data)
+    if before is not None and now is not None and before != now:
+        _log.warning("the recipe was made with other data: weights fitted to these differ")
 
 
 def same_layout(model: Model, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from onnxprune.calibrate import energies
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
+from onnxprune.errors import RecipeError
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
 from onnxprune.layers import layer_of
@@ -103,6 +104,34 @@ def reordered(
         )
     model, moved = _written(graph, orders)
     return Reordered(model, tuple(found), moved)
+
+
+def repeated(graph: DependencyGraph, entries: Sequence[Moved]) -> Reordered:
+    """Put channels in recorded orders, on the same original or one trained again.
+
+    Raises:
+        RecipeError: The orders are not those of channels of this model.
+    """
+    recorded: dict[tuple[str, int, str], list[IntArray]] = {}
+    for entry in entries:
+        key = entry.tensor, entry.axis, entry.role
+        recorded.setdefault(key, []).append(np.asarray(entry.kept, np.int64))
+    orders: dict[int, IntArray] = {}
+    for group in graph.prunable:
+        for axis in _axes(group):
+            places = _places(axis, group.size) if len(axis.axes) == 1 else None
+            for kept in recorded.get((axis.tensor, axis.axis, axis.role), ()):
+                if places is None or kept.size != axis.view[axis.axes[0]]:
+                    continue
+                unit_at = np.full(kept.size, -1)
+                unit_at[places] = np.arange(group.size)[:, None]
+                order = unit_at[kept[places[:, 0]]]
+                if not np.array_equal(order, np.arange(group.size)) and (order >= 0).all():
+                    orders[group.id] = order
+    model, moved = _written(graph, orders)
+    if sorted(moved, key=repr) != sorted(entries, key=repr):
+        raise RecipeError("the recipe does not fit this model: its channels are coupled otherwise")
+    return Reordered(model, (), moved)
 
 
 class _Finder:

@@ -9,7 +9,7 @@ from onnxprune.alignment import steps
 from onnxprune.analyse import analyse_graph
 from onnxprune.checks import Check
 from onnxprune.curves import Allowance
-from onnxprune.data import Data
+from onnxprune.data import Data, digest_of
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.expand import expanded
 from onnxprune.groups import DependencyGraph
@@ -257,11 +257,17 @@ class Request:
         return asked
 
     def options(
-        self, method: str, restored: str, attention: str, sparse: SparsifyOptions | None
+        self,
+        method: str,
+        restored: str,
+        attention: str,
+        sparse: SparsifyOptions | None,
+        data: Data | None,
     ) -> Options:
         """Options as a recipe keeps them: with what was taken where ``auto`` was asked for."""
+        seen = digest_of(data) if restored == "refit" else None
         if self.recipe is not None:
-            update = {"restore": restored, "sparsify": sparse}
+            update = {"restore": restored, "sparsify": sparse, "data_sha256": seen}
             return self.recipe.options.model_copy(update=update)
         return Options(
             restore=restored,  # type: ignore[arg-type]  # one of the three
@@ -286,4 +292,5 @@ class Request:
             steps=self.steps,
             schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
             sparsify=sparse,
+            data_sha256=seen,
         )

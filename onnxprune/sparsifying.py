@@ -16,7 +16,7 @@ from onnxprune.checks import (
     check_sources,
 )
 from onnxprune.cost import stats
-from onnxprune.data import Data
+from onnxprune.data import Data, digest_of
 from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
@@ -31,8 +31,17 @@ from onnxprune.impose import (
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.patterns import NM
 from onnxprune.pipeline import analysed, given_data, judged, made_up_data
-from onnxprune.recipe import Options, Recipe, SparsifyOptions, build, embed, read, same_layout
-from onnxprune.reorder import Reordered, reordered
+from onnxprune.recipe import (
+    Options,
+    Recipe,
+    SparsifyOptions,
+    build,
+    embed,
+    read,
+    same_layout,
+    warn_of_other_data,
+)
+from onnxprune.reorder import Reordered, reordered, repeated
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -41,7 +50,7 @@ from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
-from onnxprune.types import Limits, Report, Shape, Verdict
+from onnxprune.types import Limits, Moved, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
 from onnxprune.verify import verify as run_checks
 
@@ -149,9 +158,10 @@ def sparsify(
             options = wished.model_copy(update={"method": how})
             if given is not None:
                 same_layout(original, given)
+                warn_of_other_data(given, check.data)
         graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
         with clock.stage("sparsify"):
-            turned = _turned(graph, options, check, clock)
+            turned = _turned(graph, options, given, check, clock)
             start = graph
             if turned.moved:
                 start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
@@ -168,6 +178,7 @@ def sparsify(
             Options(
                 seed=seed,
                 sparsify=options,
+                data_sha256=None if how == MAGNITUDE else digest_of(check.data),
                 input_shape=dict(_shapes(given, input_shapes)),
             ),
             __version__,
@@ -236,17 +247,25 @@ def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping
 
 
 def _turned(
-    graph: DependencyGraph, options: SparsifyOptions, check: Check, clock: Clock
+    graph: DependencyGraph,
+    options: SparsifyOptions,
+    recipe: Recipe | None,
+    check: Check,
+    clock: Clock,
 ) -> Reordered:
     """The model with channels in a better order, where that was asked for and is the same model."""
     source, wish = graph.graph.source, wish_of(options)
     if not options.permute or not isinstance(wish.pattern, NM):
         return Reordered(source)
-    able = candidates(source, wish)
-    eligible = {able.layers[at].stored.name for at in able.owners}
-    found = reordered(
-        graph, wish.pattern, eligible, data=check.data, seed=check.seed, heard=clock.step
-    )
+    if recipe is not None:
+        entries = recipe.permuted
+        found = repeated(graph, [Moved(e.tensor, e.axis, e.role, e.kept) for e in entries])
+    else:
+        able = candidates(source, wish)
+        eligible = {able.layers[at].stored.name for at in able.owners}
+        found = reordered(
+            graph, wish.pattern, eligible, data=check.data, seed=check.seed, heard=clock.step
+        )
     for one in found.groups:
         _log.info("order of '%s': %s", one.group, one.why or "new")
     if not found.moved or check.level == "none":

@@ -320,3 +320,19 @@ def test_then_repeated_without_the_data_says_so_and_takes_the_smallest(call: Cal
     assert "were refitted to data, these are not" in err
     (entry,) = (p for p in io.load("o.onnx").proto.metadata_props if p.key == "onnxprune.recipe")
     assert json.loads(entry.value)["options"]["sparsify"]["method"] == "magnitude"
+
+
+def test_recipe_with_data_and_orders_repeats_byte_by_byte_and_knows_other_data(call: Call) -> None:
+    rng = np.random.default_rng(3)
+    for name in ("d", "e"):
+        np.savez(f"{name}.npz", rng.standard_normal((60, 3, 8, 8)).astype(np.float32))
+    given = ("sparsify", "chain.onnx", "--force")
+    call(*given, "--data", "d.npz", "--permute", "-o", "first.onnx")
+    again = (*given, "--recipe", "first.onnx", "-o", "again.onnx")
+    code, _, err = call(*again, "--data", "d.npz")
+    assert (code, "other data" in err) == (0, False)
+    assert Path("first.onnx").read_bytes() == Path("again.onnx").read_bytes()
+    code, _, err = call(*again, "--data", "e.npz")
+    assert (code, "the recipe was made with other data" in err) == (0, True)
+    code, _, err = call(*again)
+    assert (code, "needs data" in err) == (2, True)

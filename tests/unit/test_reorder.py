@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
+from onnxprune.errors import RecipeError
 from onnxprune.io import Model
 from onnxprune.patterns import NM
-from onnxprune.reorder import Reordered, reordered
+from onnxprune.reorder import Reordered, reordered, repeated
 from onnxprune.thin import Wish, candidates
 from onnxprune.verify import verify
 from tests.small import parsed
@@ -77,3 +79,33 @@ def test_what_leaves_the_model_or_has_one_run_stays_with_a_reason() -> None:
     assert all(one.why for one in made.groups)
     assert not made.moved
     assert made.model is model
+
+
+def two_parts(seed: int, w1: int = 16) -> Model:
+    return drawn(
+        """g (float[N,4] x) => (float[N,3] y) {
+            a = MatMul(x, w1)  b = MatMul(x, w2)  t = Tanh(b)  c = Concat<axis=1>(a, t)
+            y = MatMul(c, w3)}""",
+        seed, w1=(4, w1), w2=(4, 40 - w1), w3=(40, 3),
+    )  # fmt: skip
+
+
+def test_recorded_orders_are_put_on_weights_that_were_trained_again() -> None:
+    """Not searched for again, which would find others."""
+    first, again = done(two_parts(0)), two_parts(1)
+    made = repeated(analyse(again), first.moved)
+    assert made.moved == first.moved
+    old, new = again.weights(), made.model.weights()
+    for name, axis in (("w1", 1), ("w2", 1)):
+        (kept,) = (one.kept for one in first.moved if one.tensor == name)
+        np.testing.assert_array_equal(new[name].read(), old[name].read().take(kept, axis))
+    verdict = verify(
+        again, made.model, twin=None, data=random_data(again), level="twin", lossless=True
+    )
+    assert verdict.status == "passed", verdict.reason
+
+
+def test_recorded_orders_of_other_channels_are_refused() -> None:
+    moved = done(two_parts(0)).moved
+    with pytest.raises(RecipeError, match="coupled otherwise"):
+        repeated(analyse(two_parts(0, w1=20)), moved)
