@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune import patterned, refit
 from onnxprune.data import Data, load_data
 from onnxprune.errors import UsageError
 from onnxprune.io import Model, load
@@ -51,6 +52,25 @@ def test_values_from_data_come_nearer_and_hold_the_pattern(pattern: str) -> None
         for method in ("magnitude", "sparsegpt")
     }
     assert drift(model, made["sparsegpt"], data) < 0.8 * drift(model, made["magnitude"], data)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "kernel", "unstructured"])
+def test_layers_too_wide_for_a_gram_matrix_are_solved_part_by_part(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = small_network()
+    share = None if ":" in pattern else 0.5
+    plain, by_size = sparsify(model, pattern=pattern, sparsity=share, method="magnitude")
+    monkeypatch.setattr(refit, "_MOST_GRAM_BYTES", 0)
+    monkeypatch.setattr(patterned, "_WIDE", 8)
+    made, report = sparsify(model, pattern=pattern, sparsity=share, data=data)
+    assert report.sparsified is not None
+    assert by_size.sparsified is not None
+    zeros = [
+        [layer.sparsity for layer in one.layers] for one in (report.sparsified, by_size.sparsified)
+    ]
+    assert zeros[0] == zeros[1]
+    assert drift(model, made, data) < 0.9 * drift(model, plain, data)
 
 
 def test_auto_is_sparsegpt_with_data_and_magnitude_without() -> None:
