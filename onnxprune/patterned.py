@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnxprune.patterns import Block, Kernel, Pattern, Unstructured, mask
 from onnxprune.refit import Fit, Fitter, Settle, least, loss, sketched
@@ -20,6 +21,7 @@ from onnxprune.through import Through
 from onnxprune.types import BoolArray, Float64Array, IntArray
 
 _WIDE = 4096  # inputs of a layer without a Gram matrix that are worked on at once
+_ENOUGH = 128  # outputs of a layer that its ridge is chosen by
 _FIRST_RIDGE = 4  # to be tried: a pattern takes more than a refit does
 _TURNS = 2  # over the parts of such a layer
 _LEAST_VARIANCE = 1e-30
@@ -100,6 +102,18 @@ class PatternFitter(Fitter):
         ``keep`` is then where they may be other than zero. ``Fit.before`` is the error of the
         weights of largest magnitude as they are.
         """
+        # There are thousands of small factorisations: on a machine with other work threads of BLAS
+        # wait for one another, and it takes three times as long.
+        with threadpool_limits(limits=1, user_api="blas"):
+            return self._best(weight, bias, settle, through)
+
+    def _best(
+        self,
+        weight: Float64Array,
+        bias: Float64Array,
+        settle: Settle | None,
+        through: Through | None,
+    ) -> Fit:
         self._settle, self._bias = settle, bias
         judge = self.held if self.held.rows else self.fitted
         scale = max(float(judge.spread.sum()), 1e-30)
@@ -117,11 +131,10 @@ class PatternFitter(Fitter):
             found = plain[-1]
             done = Fit(weight, bias, before / scale, judged(found) / scale, 0.0)
             return self._fit(found, done)
-        quickly = cache(partial(self._solved, self.fitted, start, quick=True))
-        error, ridge = least(lambda one: judged(quickly(one)), _FIRST_RIDGE)
+        ridge = self._ridge(judge, start)
         tried = [*plain, self._solved(self.fitted, start, ridge)]
         if not self.wide:
-            tried.append(quickly(ridge))
+            tried.append(self._solved(self.fitted, start, ridge, quick=True))
         errors = [judged(one) for one in tried]
         error, found = min(errors), tried[int(np.argmin(errors))]
         keep = found != 0
@@ -139,6 +152,16 @@ class PatternFitter(Fitter):
         whole = self._refined(sums[0].join(sums[1]), start, found, ridge)
         whole[:, : self.bound] *= keep[:, : self.bound]
         return self._fit(whole, fit)
+
+    def _ridge(self, judge: Moments | Rows, start: Float64Array) -> float:
+        """The ridge that a single pass does best with, on some of the outputs where those do."""
+        sums, outputs = self.fitted, start.shape[2]
+        alone = not isinstance(self.pattern, Block) or self.pattern.outputs == 1
+        if isinstance(sums, Moments) and isinstance(judge, Moments) and alone:
+            some = np.unique(np.linspace(0, outputs - 1, min(outputs, _ENOUGH), dtype=np.int64))
+            sums, judge, start = sums.some(some), judge.some(some), start[:, :, some]
+        tried = partial(self._solved, sums, start, quick=True)
+        return least(lambda one: loss(judge, tried(one)), _FIRST_RIDGE)[1]
 
     def _fit(self, found: Float64Array, fit: Fit) -> Fit:
         self.keep = found[:, : self._inputs(found)] != 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxprune.types import AnyArray, Float64Array
+from onnxprune.types import AnyArray, Float64Array, IntArray
 
 _BLOCK = 2048  # inputs that are looked at in float64 at once
 
@@ -39,6 +39,14 @@ class Moments:
         groups, inputs, outputs = self.xz.shape
         other = Moments(groups, 0, outputs)
         other.rows, other.xx, other.xz = self.rows, self.xx, np.zeros((groups, inputs, outputs))
+        return other
+
+    def some(self, outputs: IntArray) -> Moments:
+        """The same inputs, with the targets of some outputs."""
+        other = Moments(len(self.xx), 0, outputs.size)
+        other.rows, other.xx = self.rows, self.xx
+        for name in ("xz", "z", "zz"):
+            setattr(other, name, np.ascontiguousarray(getattr(self, name)[..., outputs]))
         return other
 
     def aim(self, x: AnyArray, z: AnyArray) -> None:

@@ -59,6 +59,7 @@ THIRD_PARTY = {
     "polygraphy": "polygraphy",
     "pydantic": "pydantic",
     "rich": "typer",  # which brings it
+    "threadpoolctl": "threadpoolctl",
     "typer": "typer",
 }
 
