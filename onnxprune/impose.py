@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import lzma
 import math
+from dataclasses import replace
+
+import numpy as np
 
 from onnxprune.errors import RecipeError, UnsupportedModelError, UsageError
 from onnxprune.io import Model, write_to
 from onnxprune.patterns import NM, Block, Kernel, parse
 from onnxprune.recipe import Recipe, SparsifyOptions
 from onnxprune.thin import MAGNITUDE, Thinned, Values, Wish, thin
-from onnxprune.types import Sparsified, ThinLayer
+from onnxprune.types import Float64Array, Sparsified, ThinLayer
 from onnxprune.validate import bits
 
 METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
@@ -56,6 +59,33 @@ def impose(model: Model, options: SparsifyOptions, values: Values | None = None)
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UnsupportedModelError(f"no layer can take pattern {options.pattern}: {said}{more}")
     return found
+
+
+def measured_against(before: Model, found: Thinned) -> Thinned:
+    """The same, with what is kept and what changed counted on weights that nothing was fitted to.
+
+    Args:
+        before: The model before values were chosen.
+        found: What was imposed.
+    """
+    old, new = before.weights(), found.model.weights()
+
+    def measured(one: ThinLayer) -> ThinLayer:
+        was, now = (None if one.tensor is None else w.get(one.tensor) for w in (old, new))
+        if not one.done or was is None or now is None or was.shape != now.shape:
+            return one
+        values = was.read()
+        if values.dtype.kind in "iub":  # in integers zero is the zero point
+            return one
+        first: Float64Array = values.astype(np.float64)
+        after: Float64Array = now.read().astype(np.float64)
+        total, norm = np.abs(first).sum(), np.linalg.norm(first)
+        if not total:
+            return one
+        stays = float(np.abs(first[after != 0]).sum() / total)
+        return replace(one, kept=stays, error=float(np.linalg.norm(after - first) / norm))
+
+    return replace(found, layers=tuple(map(measured, found.layers)))
 
 
 def wish_of(options: SparsifyOptions) -> Wish:

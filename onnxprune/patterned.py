@@ -129,12 +129,20 @@ class PatternFitter(Fitter):
         plain.append(self._plain(start, self._wanda(weight)))
         if self.imposed.method == "wanda" or not self.held.rows:
             found = plain[-1]
+            if self.intercept and self.held.rows:
+                still = found.copy()
+                still[:, -1] = start[:, -1]
+                found = min(found, still, key=judged)
             done = Fit(weight, bias, before / scale, judged(found) / scale, 0.0)
             return self._fit(found, done)
-        ridge = self._ridge(judge, start)
-        tried = [*plain, self._solved(self.fitted, start, ridge)]
-        if not self.wide:
-            tried.append(self._solved(self.fitted, start, ridge, quick=True))
+        try:
+            ridge = self._ridge(judge, start)
+            tried = [*plain, self._solved(self.fitted, start, ridge)]
+            if not self.wide:
+                tried.append(self._solved(self.fitted, start, ridge, quick=True))
+        except np.linalg.LinAlgError:  # inputs that never change have nothing to solve for
+            found = min(plain, key=judged)
+            return self._fit(found, Fit(weight, bias, before / scale, judged(found) / scale, 0.0))
         errors = [judged(one) for one in tried]
         error, found = min(errors), tried[int(np.argmin(errors))]
         keep = found != 0

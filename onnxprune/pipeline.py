@@ -27,7 +27,7 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
-from onnxprune.impose import check_replay, halved, impose, sparsified
+from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
@@ -213,7 +213,10 @@ def shrink(
         )
         recovered = thinned = None
         whole = surgery.model
-        sparse = asked.sparse_after(restoring)
+        plain, sparse = whole, asked.sparse_after(restoring)
+        unfitted = sparse is not None and sparse.method == "magnitude" and asked.restore == "auto"
+        if sparse is not None and unfitted and check.data is not None and given is None:
+            _log.warning("without a refit %s takes the smallest weights", sparse.pattern)
         if restoring != "none":
             with clock.stage("restore"):
                 patterned = {} if sparse is None else imposed(whole, sparse)
@@ -223,6 +226,8 @@ def shrink(
         if sparse is not None:
             with clock.stage("sparsify"):
                 thinned = impose(whole, sparse)
+                if recovered is not None:
+                    thinned = measured_against(plain, thinned)
                 if given is not None:
                     check_replay(given, thinned)
             surgery = replace(surgery, model=thinned.model)

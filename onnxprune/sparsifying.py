@@ -24,6 +24,7 @@ from onnxprune.impose import (
     check_method,
     check_replay,
     impose,
+    measured_against,
     options_of,
     sparsified,
     wish_of,
@@ -154,7 +155,7 @@ def sparsify(
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
             check = Check(verify, limits, given_data(data, original), seed)
-            how = chosen(method if given is None else wished.method, check.data)
+            how = chosen(method if given is None else wished.method, check.data, wished.scope)
             options = wished.model_copy(update={"method": how})
             if given is not None:
                 same_layout(original, given)
@@ -167,6 +168,8 @@ def sparsify(
                 start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
             fitted = valued(start, options, check.data, seed=seed, heard=clock.step)
             found = impose(fitted.model, options)
+            if fitted.changed:
+                found = measured_against(turned.model, found)
             if given is not None:
                 check_replay(given, found)
         if not found.done:

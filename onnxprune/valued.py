@@ -36,8 +36,8 @@ class Valued:
     changed: tuple[str, ...] = ()
 
 
-def chosen(method: str, data: Data | None) -> str:
-    """The method that ``auto`` means.
+def chosen(method: str, data: Data | None, scope: str = "local") -> str:
+    """The method that ``auto`` means: magnitudes where layers share out a sparsity.
 
     Raises:
         UsageError: The method needs data, and there are none.
@@ -45,7 +45,9 @@ def chosen(method: str, data: Data | None) -> str:
     given = data is not None and not data.random
     if method in WITH_DATA and not given:
         raise UsageError(f"method {method} needs data", hint="--data FILE.npz")
-    return method if method != "auto" else WITH_DATA[0] if given else MAGNITUDE
+    if method != "auto":
+        return method
+    return WITH_DATA[0] if given and scope == "local" else MAGNITUDE
 
 
 def valued(

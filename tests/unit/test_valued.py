@@ -95,8 +95,12 @@ def test_a_method_that_needs_data_says_so(method: str) -> None:
 
 def test_shares_of_all_layers_together_go_by_magnitude_only() -> None:
     model, data = small_network()
+    given = {"pattern": "unstructured", "sparsity": 0.5, "scope": "global", "data": data}
     with pytest.raises(UsageError, match="only magnitudes"):
-        sparsify(model, pattern="unstructured", sparsity=0.5, scope="global", data=data)
+        sparsify(model, method="sparsegpt", **given)
+    report = sparsify(model, **given)[1].sparsified
+    assert report is not None
+    assert report.method == "magnitude"
 
 
 def test_a_recipe_with_data_is_repeated() -> None:
@@ -139,3 +143,27 @@ def test_an_order_is_found_first_and_recorded(method: str) -> None:
 def test_only_runs_have_an_order() -> None:
     with pytest.raises(UsageError, match="no order of channels"):
         sparsify(small_network()[0], pattern="1x4", sparsity=0.5, permute=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_inputs_that_never_change_leave_the_largest_weights(value: float) -> None:
+    model, data = small_network()
+    same = [{"x": np.full_like(batch["x"], value)} for batch in data.batches]
+    made, _ = sparsify(model, data=Data(same, "flat", random=False, samples=96), verify="none")
+    assert all(
+        holds(NM(2, 4), layer.matrix(), 0.5, taps=layer.taps) for layer in sparse_layers(made)
+    )
+
+
+def test_what_is_kept_is_counted_on_the_weights_there_were() -> None:
+    model, data = small_network()
+    made, report = sparsify(model, data=data)
+    assert report.sparsified is not None
+    for layer in report.sparsified.layers:
+        old, new = (one.weights()[layer.tensor or ""].read() for one in (model, made))
+        kept = np.abs(old[new != 0]).sum() / np.abs(old).sum()
+        assert layer.kept == pytest.approx(kept, rel=1e-6)
+        assert layer.kept < 0.95
+        assert layer.error == pytest.approx(
+            np.linalg.norm(new - old) / np.linalg.norm(old), rel=1e-5
+        )
