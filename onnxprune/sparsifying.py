@@ -86,7 +86,8 @@ def sparsify(
 ) -> tuple[Model, Report]:
     """Impose a fine-grained sparsity pattern on the weights of all layers that can take it.
 
-    Nothing but the values of those weights changes; zeros are stored like any other value.
+    Zeros are stored like any other value. By magnitude nothing but those weights changes; with data
+    biases and norms of the layers do too.
 
     Args:
         model: A path, a loaded model, or a message.
