@@ -12,7 +12,7 @@ from onnxprune.errors import RecipeError, UnsupportedModelError, UsageError
 from onnxprune.io import Model, write_to
 from onnxprune.patterns import NM, Block, Kernel, parse
 from onnxprune.recipe import Recipe, SparsifyOptions
-from onnxprune.thin import MAGNITUDE, Thinned, Values, Wish, thin
+from onnxprune.thin import MAGNITUDE, Thinned, Wish, thin
 from onnxprune.types import Float64Array, Sparsified, ThinLayer
 from onnxprune.validate import bits
 
@@ -40,19 +40,18 @@ def halved(pattern: str) -> SparsifyOptions:
     return options_of(Wish.read(pattern, None if implied else 0.5), MAGNITUDE)
 
 
-def impose(model: Model, options: SparsifyOptions, values: Values | None = None) -> Thinned:
+def impose(model: Model, options: SparsifyOptions) -> Thinned:
     """Thin every layer that can take the pattern.
 
     Args:
         model: The model, which stays as it is.
         options: What to impose.
-        values: Where the weights of a layer come from; None keeps the largest as they are.
 
     Raises:
         UsageError: ``ignore`` or ``only`` matches nothing.
         UnsupportedModelError: None can.
     """
-    found = thin(model, wish_of(options), values)
+    found = thin(model, wish_of(options))
     if not any(one.eligible for one in found.layers):
         reasons = list(dict.fromkeys(f"{one.node}: {one.why}" for one in found.layers))
         said = "; ".join(reasons[:3]) or "it has no layer with a weight"

@@ -98,7 +98,7 @@ def sparsify(
             smallest magnitudes first.
         method: How values are chosen: ``magnitude`` keeps the largest; ``wanda`` weighs them by
             what they read, ``sparsegpt`` gives those that stay new values; both need ``data``.
-            ``auto`` is ``sparsegpt`` with data, ``magnitude`` without.
+            ``auto`` is ``sparsegpt`` with data and scope ``local``, ``magnitude`` otherwise.
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune);
             then ``pattern`` and what follows it are not used.
         ignore: Pattern or patterns of nodes and tensors that stay dense.

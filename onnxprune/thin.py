@@ -1,7 +1,7 @@
 """Impose a sparsity pattern on the weights of a model's layers.
 
 What can take the pattern takes it, all of it; what cannot stays dense, with the reason. Which
-weights stay is decided by their magnitude, or by values that a caller computes from data.
+weights stay is decided by their magnitude; weights that hold the pattern already stay as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune import patterns
-from onnxprune.errors import InvariantError, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.io import Model
 from onnxprune.patterns import NM, Block, Kernel, Pattern
 from onnxprune.replaced import replaced
@@ -23,10 +23,6 @@ from onnxprune.types import AnyArray, BoolArray, FloatArray, IntArray, Shape, Th
 from onnxprune.weights import SparseLayer, sparse_layers
 
 MAGNITUDE = "magnitude"
-# New weights of a layer, as matrices (groups, outputs, taps * channels), in which the pattern holds
-# at the given sparsity.
-Values = Callable[[SparseLayer, Pattern, float], FloatArray]
-
 _MOST_OF_ONE = 0.9  # share of one layer that a global sparsity may take, unless it asks for more
 # Outputs and channels that sparse Tensor Cores want a multiple of: apex ASP's rule for floats,
 # TensorRT's layouts for int8.
@@ -96,14 +92,12 @@ class Thinned:
         wish: What was asked for.
         layers: Every layer, with what was done or why nothing was.
         owners: For each tensor that was thinned, the layer whose matrices were cut.
-        as_they_were: Weights that stay have their old values.
     """
 
     model: Model
     wish: Wish
     layers: tuple[ThinLayer, ...]
     owners: tuple[SparseLayer, ...] = field(repr=False)
-    as_they_were: bool = True
 
     @property
     def done(self) -> tuple[ThinLayer, ...]:
@@ -178,17 +172,12 @@ def _apart(layers: Sequence[SparseLayer], same: Sequence[int], pattern: Pattern)
 def thin(
     model: Model,
     wish: Wish,
-    values: Values | None = None,
-    *,
-    step: Callable[[int, int, str], None] | None = None,
 ) -> Thinned:
     """Impose a pattern on every layer that can take it.
 
     Args:
         model: The model, which stays as it is.
         wish: What to impose.
-        values: New weights of a layer; None keeps the largest and leaves them as they are.
-        step: Told how many layers are done, of how many, and which is next.
 
     Raises:
         UsageError: ``ignore`` or ``only`` matches nothing.
@@ -199,11 +188,9 @@ def thin(
     rows: dict[int, ThinLayer] = {}
     unfit: dict[int, str] = {}  # why a tensor that could be cut is not, once its values are known
     owners: list[SparseLayer] = []
-    for number, at in enumerate(found.owners):
+    for at in found.owners:
         layer = found.layers[at]
-        if step is not None:
-            step(number, len(found.owners), layer.label)
-        cut = _cut(layer, wish.pattern, shares[at], values)
+        cut = _cut(layer, wish.pattern, shares[at])
         if isinstance(cut, str):
             unfit[id(layer.stored.tensor)] = cut
             continue
@@ -225,9 +212,7 @@ def thin(
             shared = f"shares its weight with '{found.layers[owner].label}'"
             table.append(replace(rows[owner], node=layer.label, op_type=layer.node.op_type,
                                  why=shared, shared=True))  # fmt: skip
-    return Thinned(
-        replaced(model, changes), wish, tuple(table), tuple(owners), as_they_were=values is None
-    )
+    return Thinned(replaced(model, changes), wish, tuple(table), tuple(owners))
 
 
 # -- who can take it -------------------------------------------------------------------------------
@@ -355,7 +340,7 @@ def _shares(found: Candidates, wish: Wish) -> Mapping[int, float]:
 
 
 def _cut(
-    layer: SparseLayer, pattern: Pattern, sparsity: float, values: Values | None
+    layer: SparseLayer, pattern: Pattern, sparsity: float
 ) -> tuple[ThinLayer, Callable[[], AnyArray]] | str:
     """What became of one layer, and its new stored tensor; or why it stays dense."""
     weight = layer.matrix()
@@ -363,18 +348,8 @@ def _cut(
     whole, energy = _sum(size), _energy(weight)
     if not np.isfinite(whole):
         return "its weight has NaN or infinite values"
-    if values is None:
-        keep = patterns.mask(pattern, size, sparsity, taps=layer.taps)
-        compute = _masked(layer, keep)
-        lost = weight * ~keep
-    else:
-        new = values(layer, pattern, sparsity)
-        fits = new.shape == weight.shape and patterns.holds(pattern, new, sparsity, taps=layer.taps)
-        if not fits:
-            raise InvariantError(f"new weights of '{layer.label}' do not hold {pattern}")
-        keep = new != 0
-        compute = _held(layer, new)
-        lost = np.subtract(weight, new)
+    keep = patterns.mask(pattern, size, sparsity, taps=layer.taps)
+    lost = weight * ~keep
     size *= keep
     reason = gain(layer, pattern)
     return replace(
@@ -387,7 +362,7 @@ def _cut(
         error=(_energy(lost) / energy) ** 0.5 if energy else 0.0,
         why=f"no gain expected: {reason}" if reason and pattern == NM(2, 4) else "",
         gains=reason is None,
-    ), compute
+    ), _masked(layer, keep)
 
 
 def _sum(array: AnyArray) -> float:
@@ -410,11 +385,6 @@ def _masked(layer: SparseLayer, keep: BoolArray) -> Callable[[], AnyArray]:
         return np.where(mask.reshape(stored.weight.shape), read(), layer.zero())
 
     return compute
-
-
-def _held(layer: SparseLayer, new: AnyArray) -> Callable[[], AnyArray]:
-    array = np.ascontiguousarray(layer.values(new))
-    return lambda: array
 
 
 def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import io
 from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.io import Model
-from onnxprune.patterns import parse
 from onnxprune.sparsifying import sparsify
 from onnxprune.thin import Thinned, Wish, thin
 from onnxprune.types import AnyArray, ThinLayer
@@ -511,20 +510,6 @@ def test_global_sparsity_takes_more_where_weights_are_smaller() -> None:
     assert total == pytest.approx(0.5 * (small.size + large.size))
     with pytest.raises(UsageError, match="every run"):
         Wish.read("2:4", None, scope="global")
-
-
-def test_values_of_a_caller_are_written_where_they_belong() -> None:
-    old = weights(8, 5)
-    model = parsed("g (float[3,8] x) => (float[3,5] y) { y = MatMul(x, w) }", w=old)
-
-    def doubled(layer, pattern, sparsity) -> np.ndarray:
-        assert (pattern, sparsity) == (parse("2:4"), 0.5)
-        matrix = layer.matrix()
-        assert matrix.shape == (1, 5, 8)
-        return 2 * matrix * (np.arange(8) % 4 < 2)
-
-    found = thin(model, Wish.read("2:4", None), doubled)
-    assert np.array_equal(array(found.model, "w"), 2 * old * (np.arange(8) % 4 < 2)[:, None])
 
 
 def test_stack_that_is_transposed_in_batches_stays_dense() -> None:
