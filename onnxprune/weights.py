@@ -154,11 +154,6 @@ class SparseLayer:
         assert self.seen is not None
         return stored_places(self._uncut(matrix), self.seen.steps)
 
-    def values(self, matrix: AnyArray) -> AnyArray:
-        """New matrices as a stored tensor of the same type."""
-        assert self.seen is not None
-        return stored_values(self._uncut(matrix), self.seen.steps, self.stored.weight.dtype)
-
     def zero(self) -> AnyArray:
         """What is stored for zero: a scalar, or an array where zero points differ."""
         assert self.seen is not None
