@@ -40,7 +40,10 @@ ORDER = tuple(
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
     checks restoring request pipeline sparsifying studies
-    terminal cli __main__
+    terminal
+    commands commands.options commands.inspect commands.shrink commands.sparsify
+    commands.sensitivity commands.sweep commands.compare commands.schema
+    cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
 

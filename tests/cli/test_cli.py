@@ -20,7 +20,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, io, pipeline
+from onnxprune import io, pipeline
 from onnxprune.cli import run
 from onnxprune.errors import InvariantError, MissingExtraError, UnsupportedModelError
 from tests.masked import masked
@@ -592,7 +592,7 @@ def test_reader_that_left_is_no_error(call: Call, monkeypatch: pytest.MonkeyPatc
     def fails(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(cli, "show", fails)
+    monkeypatch.setattr("onnxprune.commands.inspect.show", fails)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     assert call(*SHRINK).code == 0
 

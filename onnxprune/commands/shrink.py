@@ -1,0 +1,281 @@
+"""The verb ``shrink``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnxprune.commands.options import (
+    Aggregate,
+    AllowNorm,
+    CutAttention,
+    DataPath,
+    Debug,
+    DryRun,
+    Force,
+    Importance,
+    Json,
+    Level,
+    MaxDrift,
+    MinCosine,
+    MinTop1,
+    ModelPath,
+    Quiet,
+    RecipeOut,
+    Restoring,
+    Schedule,
+    Scope,
+    Seed,
+    Shapes,
+    Verbose,
+    Verify,
+    multiple,
+    number,
+    ratios,
+    refuse_beside,
+    shapes,
+    shares,
+    whole,
+)
+from onnxprune.errors import UsageError
+from onnxprune.terminal import print_json, printing, session, show
+
+
+def shrink(
+    model: ModelPath,
+    *,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--ratio", parser=number, metavar="R", help="Share of channels to remove, 0 <= R < 1."
+        ),
+    ] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Remove the channels that provably have no effect."),
+    ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="COST=SHARE",
+            help="Leave this share of macs, params, bytes or latency, e.g. macs=0.5; repeatable.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="Repeat a recipe: .json, or a pruned model."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Default: MODEL.pruned.onnx."),
+    ] = None,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            "--scope",
+            help="Where the ratio is taken: of each group (local, the default for --ratio), of the "
+            "whole model (global), or of groups of a kind (isomorphic, the default for --target).",
+            show_default=False,
+        ),
+    ] = None,
+    importance: Importance = "auto",
+    aggregate: Annotated[
+        Aggregate | None,
+        typer.Option("--aggregate", help="How weights that make one channel combine."),
+    ] = None,
+    round_to: Annotated[
+        Any,
+        typer.Option(
+            "--round-to",
+            parser=multiple,
+            metavar="N|auto",
+            help="Leave multiples of N channels, or of what suits the hardware.",
+        ),
+    ] = 1,
+    min_channels: Annotated[
+        int,
+        typer.Option(
+            "--min-channels", parser=whole(1), metavar="N", help="Leave N in every group."
+        ),
+    ] = 1,
+    max_ratio: Annotated[
+        float,
+        typer.Option(
+            "--max-ratio", parser=number, metavar="R", help="Most of one group that global takes."
+        ),
+    ] = 0.9,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore", metavar="GLOB", help="Keep groups made by these nodes or tensors whole."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="Keep all other groups whole."),
+    ] = None,
+    ratio_for: Annotated[
+        list[str] | None,
+        typer.Option("--ratio-for", metavar="GLOB=R", help="Another ratio for some groups."),
+    ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity",
+            metavar="FILE",
+            help="Take of each group what --max-loss allows, at most --ratio if given.",
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option("--max-loss", metavar="X", help="Most a group may lose, by --sensitivity."),
+    ] = None,
+    attention: Annotated[
+        CutAttention,
+        typer.Option(
+            "--attention",
+            help="Cut whole attention heads, dimensions of every head, or none; auto takes heads, "
+            "or after a refit what moves the outputs less.",
+        ),
+    ] = CutAttention.auto,
+    allow_norm: AllowNorm = False,
+    restore: Annotated[
+        Restoring,
+        typer.Option(
+            "--restore",
+            help="Give accuracy back without training: refit every layer to --data, or without "
+            "data to made-up pictures, or fold the mean of what was dropped into biases; auto is "
+            "refit with --data and bias without.",
+        ),
+    ] = Restoring.auto,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps",
+            parser=whole(1),
+            metavar="K",
+            help="Cut in K steps; what is left is ranked and restored again after each.",
+        ),
+    ] = 1,
+    schedule: Annotated[
+        Schedule,
+        typer.Option("--schedule", help="Much goes in the first steps, or as much in each."),
+    ] = Schedule.polynomial,
+    then: Annotated[
+        str | None,
+        typer.Option(
+            "--then",
+            metavar="PATTERN",
+            help="Impose a sparsity pattern on what is left, such as 2:4; widths are rounded for "
+            "it.",
+        ),
+    ] = None,
+    verify: Verify = Level.full,
+    max_drift: MaxDrift = None,
+    min_cosine: MinCosine = None,
+    min_top1: MinTop1 = None,
+    data: DataPath = None,
+    input_shape: Shapes = None,
+    seed: Seed = 0,
+    recipe_out: RecipeOut = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Remove the least important channels, prove the result right, and write a smaller model."""
+    by_ratio = ratio is not None or sensitivity is not None
+    if [by_ratio, bool(target), lossless, recipe is not None].count(True) != 1:
+        raise UsageError(
+            "give one of --ratio, --target, --lossless and --recipe", hint="--ratio 0.5"
+        )
+    if lossless:
+        refuse_beside(
+            "--lossless, which takes all that has no effect",
+            scope=scope,
+            importance=importance != "auto",
+            aggregate=aggregate,
+            round_to=round_to != 1,
+            min_channels=min_channels != 1,
+            max_ratio=max_ratio != 0.9,
+            ratio_for=ratio_for,
+            allow_norm=allow_norm,
+            steps=steps != 1,
+            schedule=schedule is not Schedule.polynomial,
+            restore=restore is not Restoring.auto,
+        )
+    if steps == 1 and schedule is not Schedule.polynomial:
+        raise UsageError("--schedule says how --steps share the work", hint="--steps 3")
+    if recipe is not None:
+        refuse_beside(
+            "--recipe, which fixes it",
+            scope=scope,
+            importance=importance != "auto",
+            aggregate=aggregate,
+            round_to=round_to != 1,
+            min_channels=min_channels != 1,
+            max_ratio=max_ratio != 0.9,
+            ignore=ignore,
+            only=only,
+            ratio_for=ratio_for,
+            max_loss=max_loss,
+            attention=attention is not CutAttention.auto,
+            steps=steps != 1,
+            schedule=schedule is not Schedule.polynomial,
+            then=then,
+            allow_norm=allow_norm,
+            input_shape=input_shape,
+        )
+    with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
+        from onnxprune import pipeline
+
+        written = output or model.parent / f"{model.stem}.pruned.onnx"
+        _, report = pipeline.shrink(
+            model,
+            ratio=ratio,
+            targets=shares(target),
+            lossless=lossless,
+            recipe=recipe,
+            scope=None if scope is None else scope.value,
+            importance=importance,
+            aggregate=None if aggregate is None else aggregate.value,
+            round_to=round_to,
+            min_channels=min_channels,
+            max_ratio=max_ratio,
+            ignore=ignore or (),
+            only=only or (),
+            ratio_for=ratios(ratio_for),
+            sensitivity=sensitivity,
+            max_loss=max_loss,
+            attention=attention.value,
+            allow_norm=allow_norm,
+            restore=restore.value,
+            steps=steps,
+            schedule=schedule.value,
+            then=then,
+            input_shapes=shapes(input_shape),
+            data=data,
+            seed=seed,
+            verify=verify.value,
+            max_drift=max_drift,
+            min_cosine=min_cosine,
+            min_top1=min_top1,
+            output=None if dry_run else written,
+            recipe_out=None if dry_run else recipe_out,
+            force=force,
+            progress=progress,
+        )
+    with printing(*report.written):
+        if json:
+            from onnxprune.report.build import as_json
+
+            print_json(as_json(report))
+        elif not quiet:
+            from onnxprune.report.tables import shrink_report
+
+            show(shrink_report(report, verbose=verbose))
