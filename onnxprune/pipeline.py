@@ -24,10 +24,17 @@ from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
-from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
+from onnxprune.errors import BUG, RecipeError, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
-from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
+from onnxprune.impose import (
+    afterwards,
+    by_method,
+    check_replay,
+    impose,
+    measured_against,
+    sparsified,
+)
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
@@ -83,6 +90,7 @@ def shrink(
     steps: int = 1,
     schedule: str = "polynomial",
     then: str | None = None,
+    sparsity: float | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -134,7 +142,8 @@ def shrink(
             shares.
         then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
             where there is one, else the smallest weights go. ``round_to`` is then ``auto``, and
-            knows of it, unless it is more than 1. Patterns that imply no share take half.
+            knows of it, unless it is more than 1.
+        sparsity: Share of weights that ``then`` takes; None is what N:M implies, or half.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -155,7 +164,7 @@ def shrink(
         UsageError: An option or an output path cannot be used.
         ModelError: The model is unreadable or invalid.
         UnsupportedModelError: Nothing in it can be pruned.
-        RecipeError: The recipe does not fit.
+        RecipeError: The recipe does not fit, or is one of ``sparsify``.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
         TargetError: A target is out of reach.
     """
@@ -173,10 +182,15 @@ def shrink(
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
-    pattern = None if then is None else halved(then)
+    pattern = afterwards(then, sparsity)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
+        if given is not None and given.thins_only:
+            raise RecipeError(
+                "the recipe thins weights and removes no channels",
+                hint="sparsify --recipe repeats it",
+            )
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
@@ -214,9 +228,13 @@ def shrink(
         recovered = thinned = None
         whole = surgery.model
         plain, sparse = whole, asked.sparse_after(restoring)
-        unfitted = sparse is not None and sparse.method == "magnitude" and asked.restore == "auto"
-        if sparse is not None and unfitted and check.data is not None and given is None:
-            _log.warning("without a refit %s takes the smallest weights", sparse.pattern)
+        unfitted = sparse is not None and sparse.method == "magnitude" and given is None
+        if (
+            sparse is not None
+            and unfitted
+            and (restoring == "pictures" or _left_to_us(asked, check))
+        ):
+            _log.warning("without a refit to data %s takes the smallest weights", sparse.pattern)
         if restoring != "none":
             with clock.stage("restore"):
                 patterned = {} if sparse is None else imposed(whole, sparse)
@@ -227,6 +245,7 @@ def shrink(
             with clock.stage("sparsify"):
                 thinned = impose(whole, sparse)
                 if recovered is not None:
+                    thinned = by_method(thinned, recovered.layers, sparse.method)
                     thinned = measured_against(plain, thinned)
                 if given is not None:
                     check_replay(given, thinned)
@@ -294,6 +313,11 @@ def analysed(
     for note in found.notes:
         _log.info("%s", note)
     return found
+
+
+def _left_to_us(asked: Request, check: Check) -> bool:
+    """Whether there are data, and nobody said what to do with them."""
+    return asked.restore == "auto" and check.data is not None
 
 
 def _why_nothing(plan: PruningPlan, asked: Request) -> str:

@@ -153,6 +153,15 @@ class Recipe(_Part):
     sparsity: tuple[SparsityEntry, ...] = ()
     permuted: tuple[PermutedEntry, ...] = ()
 
+    @property
+    def thins_only(self) -> bool:
+        """Whether it is one of ``sparsify``: weights are thinned, and no cut was asked for."""
+        asked = self.options
+        cut = (
+            asked.ratio is not None or asked.targets or asked.lossless or asked.max_loss is not None
+        )
+        return asked.sparsify is not None and not cut and not self.removed
+
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
         written: dict[str, object] = self.model_dump(mode="json", by_alias=True)

@@ -21,6 +21,7 @@ from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
 from onnxprune.impose import (
+    by_method,
     check_method,
     check_replay,
     impose,
@@ -156,7 +157,8 @@ def sparsify(
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
             check = Check(verify, limits, given_data(data, original), seed)
-            how = chosen(method if given is None else wished.method, check.data, wished.scope)
+            asked = method if given is None else wished.method
+            how = chosen(asked, check.data, wished.scope, recorded=given is not None)
             options = wished.model_copy(update={"method": how})
             if given is not None:
                 same_layout(original, given)
@@ -168,7 +170,7 @@ def sparsify(
             if turned.moved:
                 start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
             fitted = valued(start, options, check.data, seed=seed, heard=clock.step)
-            found = impose(fitted.model, options)
+            found = by_method(impose(fitted.model, options), fitted.layers, how)
             if fitted.changed:
                 found = measured_against(turned.model, found)
             if given is not None:
@@ -239,7 +241,7 @@ def _recorded(recipe: Recipe) -> SparsifyOptions:
     options = recipe.options.sparsify
     if options is None:
         raise RecipeError("the recipe thins no weights", hint="shrink --recipe repeats it")
-    if recipe.removed or recipe.options.ratio is not None:
+    if not recipe.thins_only:
         raise RecipeError(
             "the recipe removes channels before it thins weights", hint="shrink --recipe repeats it"
         )

@@ -397,6 +397,7 @@ class ThinLayer:
         gains: A GPU is expected to run it faster.
         why: Why it stays dense, or why no gain is expected.
         shared: Its weight is that of another layer, where it is counted.
+        method: How what stays was chosen, "" where it stays dense.
     """
 
     node: str
@@ -419,6 +420,7 @@ class ThinLayer:
     gains: bool = False
     why: str = ""
     shared: bool = False
+    method: str = ""
 
     @property
     def size(self) -> int:

@@ -173,6 +173,16 @@ def shrink(
             "it.",
         ),
     ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            "--sparsity",
+            parser=number,
+            metavar="S",
+            help="Share of weights that --then takes; N:M implies its own, others take half.",
+            show_default=False,
+        ),
+    ] = None,
     verify: Verify = Level.full,
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
@@ -228,6 +238,7 @@ def shrink(
             steps=steps != 1,
             schedule=schedule is not Schedule.polynomial,
             then=then,
+            sparsity=sparsity is not None,
             allow_norm=allow_norm,
             input_shape=input_shape,
         )
@@ -258,6 +269,7 @@ def shrink(
             steps=steps,
             schedule=schedule.value,
             then=then,
+            sparsity=sparsity,
             input_shapes=shapes(input_shape),
             data=data,
             seed=seed,

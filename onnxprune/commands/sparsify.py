@@ -125,7 +125,7 @@ def sparsify(
     if recipe is not None:
         refuse_beside(
             "--recipe",
-            pattern=pattern,
+            pattern=pattern is not None,
             sparsity=sparsity is not None,
             scope=scope is not SparseScope.local,
             method=method is not Method.auto,
@@ -140,7 +140,7 @@ def sparsify(
 
         _, report = sparsifying.sparsify(
             model,
-            pattern=pattern or "2:4",
+            pattern="2:4" if pattern is None else pattern,
             sparsity=sparsity,
             scope=scope.value,
             method=method.value,

@@ -299,6 +299,7 @@ def _thin_layer(one: ThinLayer) -> ThinLayerJson:
         gains=one.gains,
         why=one.why,
         shared=one.shared,
+        method=one.method,
     )
 
 

@@ -160,7 +160,8 @@ class ThinLayerJson(_Part):
     ``shape`` is groups, outputs of each, channels that each output sums over, kernel positions;
     ``aligned``: they suit sparse kernels; ``kept`` is a share of the sum of magnitudes, ``error``
     the norm of the difference by that of the original; ``why`` says why it stays dense, or why no
-    gain is expected; ``shared``: its weight is counted with another layer.
+    gain is expected; ``shared``: its weight is counted with another layer; ``method``: how what
+    stays was chosen, by magnitude where the layer has no least-squares form.
     """
 
     node: str
@@ -178,6 +179,7 @@ class ThinLayerJson(_Part):
     gains: bool
     why: str
     shared: bool
+    method: str
 
 
 class XzJson(_Part):

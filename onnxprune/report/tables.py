@@ -149,7 +149,8 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
 
 def _next(report: Report) -> str:
     found = report.sparsified
-    flag = " --sparsity=enable" if found is not None and found.pattern == "2:4" else ""
+    thinned = found is not None and found.pattern == "2:4" and any(o.done for o in found.layers)
+    flag = " --sparsity=enable" if thinned else ""
     return f"next: trtexec --onnx={shlex.quote(report.output_path or '')}{flag}"
 
 
@@ -164,7 +165,7 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
     if size:
         zeros = sum(one.zeros * one.size for one in own) / size
         line += f" · {100 * zeros:.1f} % of {number(size)} weights are zero"
-        line += f" · by {found.method}"
+        line += f" · {_methods(done, found.method)}"
     yield line
     if not own:
         return
@@ -185,6 +186,14 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
         before, after = found.xz_bytes
         line += f" · the file in xz: {_size(before)} → {_size(after)}"
     yield line
+
+
+def _methods(done: Sequence[ThinLayer], asked: str) -> str:
+    """How values were chosen; where the method had nothing to go by, how many layers go by size."""
+    plain = sum(one.method != asked for one in done)
+    if plain in (0, len(done)):
+        return f"by {done[0].method}"
+    return f"by {asked}, {plain} of {_layers(len(done))} by magnitude"
 
 
 def _layers(count: int) -> str:
@@ -373,7 +382,7 @@ def thin_csv(layers: Sequence[ThinLayer]) -> str:
     """What a pattern did to each layer, as comma-separated values."""
     columns = ("node", "op_type", "tensor", "eligible", "done", "axis", "groups", "outputs",
                "channels", "taps", "aligned", "zeros", "kept", "error", "gains", "why",
-               "shared")  # fmt: skip
+               "shared", "method")  # fmt: skip
     return _csv(columns, layers)
 
 
@@ -515,7 +524,9 @@ def _verdict(report: Report) -> str:
         case "not_run":
             return "not verified: untestable"
     if report.verb == "sparsify":
-        return "pattern holds, loads and runs"
+        assert report.sparsified is not None
+        thinned = any(one.done for one in report.sparsified.layers)
+        return "pattern holds, loads and runs" if thinned else "a copy: nothing was thinned"
     if report.sparsified is not None:
         return f"{_proof(report)}, then {report.sparsified.pattern}, which holds"
     return _proof(report)
