@@ -16,8 +16,10 @@ import json
 import multiprocessing
 import re
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,63 +34,114 @@ _RETYPED = 2  # of those that are taken, in how many other types are tried
 _PATIENCE = 300  # seconds for one operator
 
 
-def cases() -> dict[str, list[Any]]:
-    """ONNX's own backend tests of one node, by operator of the standard domain."""
+# Operators that ONNX has no test of with one node.
+_OTHERS = {
+    "GlobalLpPool": "g (float[1,8,8,8] x) => (float[1,8,1,1] y) {y = GlobalLpPool(x)}",
+    "Multinomial": "g (float[2,8] x) => (int32[2,1] y) {y = Multinomial(x)}",
+    "RandomNormal": "g (float[2,3] x) => (float[2,3] y) {r = RandomNormal<shape=[2,3]>() "
+    "y = Add(x, r)}",
+    "RandomNormalLike": "g (float[2,3] x) => (float[2,3] y) {y = RandomNormalLike(x)}",
+    "RandomUniform": "g (float[2,3] x) => (float[2,3] y) {r = RandomUniform<shape=[2,3]>() "
+    "y = Add(x, r)}",
+    "RandomUniformLike": "g (float[2,3] x) => (float[2,3] y) {y = RandomUniformLike(x)}",
+    "SequenceConstruct": "g (float[2,3] x) => (float[2,3] y) {s = SequenceConstruct(x, x) "
+    "i = Constant<value_int=0>() y = SequenceAt(s, i)}",
+}
+
+
+@dataclass
+class Case:
+    """A model, and arrays for its inputs; none where it is asked about as it is only."""
+
+    model: onnx.ModelProto
+    arrays: list[Any]
+
+
+def cases() -> dict[str, list[Case]]:
+    """ONNX's own backend tests of one node, by operator of the standard domain, and a few more."""
     from onnx.backend.test.case.node import collect_testcases
 
     found = defaultdict(list)
     for case in collect_testcases(None):
         nodes = case.model.graph.node
         if len(nodes) == 1 and nodes[0].domain in ("", "ai.onnx") and case.data_sets:
-            found[nodes[0].op_type].append(case)
+            found[nodes[0].op_type].append(Case(case.model, list(case.data_sets[0][0])))
+    for name, text in _OTHERS.items():
+        model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>\n' + text)
+        found[name].append(Case(model, []))
     return found
 
 
-def variants(case: Any) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """The model as it is, and with all inputs but the first as constants."""
+def variants(case: Case) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The model as it is, with its first output only, and with inputs as constants.
+
+    First with all inputs but the first as constants, then with all.
+    """
     yield "free", case.model
-    arrays = case.data_sets[0][0]
     names = [value.name for value in case.model.graph.input]
-    if not all(isinstance(one, np.ndarray) for one in arrays):
-        return
-    for free, how in ((1, "constant"), (0, "all constant")):
-        if len(names) > free:
-            fixed = onnx.ModelProto()
-            fixed.CopyFrom(case.model)
-            del fixed.graph.input[free:]
-            for name, array in zip(names[free:], arrays[free:], strict=False):
-                fixed.graph.initializer.append(numpy_helper.from_array(array, name))
-            yield how, fixed
+    usable = all(isinstance(one, np.ndarray) for one in case.arrays) and case.arrays
+    for outputs in dict.fromkeys((len(case.model.graph.output), 1)):
+        model = onnx.ModelProto()
+        model.CopyFrom(case.model)
+        if outputs < len(case.model.graph.output):
+            del model.graph.output[outputs:]
+            del model.graph.node[0].output[outputs:]
+            yield "free", model
+        for free, how in ((1, "constant"), (0, "all constant")) if usable else ():
+            if len(names) > free:
+                fixed = onnx.ModelProto()
+                fixed.CopyFrom(model)
+                del fixed.graph.input[free:]
+                for name, array in zip(names[free:], case.arrays[free:], strict=False):
+                    fixed.graph.initializer.append(numpy_helper.from_array(array, name))
+                yield how, fixed
 
 
 def typed(model: onnx.ModelProto, kind: int) -> onnx.ModelProto | None:
-    """The model with every tensor that has the first input's type in another, None if none."""
+    """The model with its first input in another type, and all that ONNX ties to that type."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    old = made.graph.input[0].type.tensor_type.elem_type
+    node, schema = made.graph.node[0], schema_of(model)
+    names = {
+        name
+        for given, formal in ((node.input, schema.inputs), (node.output, schema.outputs))
+        for name, one in zip(given, spread(formal, len(given)), strict=False)
+        if one.type_str == schema.inputs[0].type_str
+    }
     for value in (*made.graph.input, *made.graph.output):
         if not value.type.HasField("tensor_type"):
             return None
-        if value.type.tensor_type.elem_type == old:
+        if value.name in names:
             value.type.tensor_type.elem_type = kind
     for tensor in made.graph.initializer:
-        if tensor.data_type == old:
+        if tensor.name in names:
             array = numpy_helper.to_array(tensor)
             dtype = helper.tensor_dtype_to_np_dtype(kind)
             tensor.CopyFrom(numpy_helper.from_array(array.astype(dtype), tensor.name))
     return made
 
 
+def spread(formal: Sequence[Any], count: int) -> list[Any]:
+    """What a schema says of each input or output; the last stands for all further ones."""
+    return [formal[min(at, len(formal) - 1)] for at in range(count)] if formal else []
+
+
+def schema_of(model: onnx.ModelProto) -> Any:
+    """Schema of the model's first node."""
+    version = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    return onnx.defs.get_schema(model.graph.node[0].op_type, version)
+
+
 def allowed(model: onnx.ModelProto) -> set[str]:
     """Element types that ONNX allows for the first input of the model's node."""
-    node = model.graph.node[0]
-    version = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    schema = onnx.defs.get_schema(node.op_type, version)
-    return {spelled[7:-1] for spelled in schema.inputs[0].types if spelled.startswith("tensor(")}
+    inputs = schema_of(model).inputs
+    if len(model.graph.node) > 1 or not inputs:
+        return set()
+    return {spelled[7:-1] for spelled in inputs[0].types if spelled.startswith("tensor(")}
 
 
 def said(model: onnx.ModelProto) -> str:
-    """ "" where TensorRT-RTX parses and builds a model, else its first complaint."""
+    """ "" where TensorRT-RTX parses and builds a model."""
     import os
 
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
@@ -108,33 +161,36 @@ def said(model: onnx.ModelProto) -> str:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
-        texts = [parser.get_error(at).desc() for at in range(parser.num_errors)]
+        who, texts = "parser", [parser.get_error(at).desc() for at in range(parser.num_errors)]
     else:
         from polygraphy.backend.trt import CreateConfig, Profile
 
         config = CreateConfig(profiles=[Profile().fill_defaults(network)])(builder, network)
         if builder.build_serialized_network(network, config) is not None:
-            return ""
-        texts = logger.errors
+            return "", ""
+        who, texts = "builder", logger.errors
     told = [text for text in texts if not _NOISE.search(text)] or texts or ["no reason given"]
-    return re.sub(r"^Assertion failed: ", "", " ".join(told[0].split()))[:200]
+    return who, re.sub(r"^Assertion failed: ", "", " ".join(told[0].split()))[:200]
 
 
-def operator(name: str, found: list[Any], out: Any) -> None:
+Answer = tuple[str, str, tuple[str, str]]  # how asked, element type, who complains and how
+
+
+def operator(found: list[Case], out: Any) -> None:
     """All there is to say of one operator, sent on as it is found."""
     taken = 0
     for case in found[:_CASES]:
-        if not case.model.graph.input or not case.model.graph.input[0].type.HasField("tensor_type"):
+        first = case.model.graph.input[0].type if case.model.graph.input else None
+        if first is None or not first.HasField("tensor_type"):
             continue
-        kind = case.model.graph.input[0].type.tensor_type.elem_type
-        spelled = TensorProto.DataType.Name(kind).lower()
+        spelled = TensorProto.DataType.Name(first.tensor_type.elem_type).lower()
         for how, model in variants(case):
             if how == "all constant" and taken:
-                break
+                continue
             complaint = said(model)
-            out.put((name, how, spelled, complaint))
-            if complaint or how == "all constant":
-                taken += not complaint
+            out.put((how, spelled, complaint))
+            if complaint[0] or how == "all constant":
+                taken += not complaint[0]
                 continue
             taken += 1
             if taken > _RETYPED:
@@ -142,50 +198,48 @@ def operator(name: str, found: list[Any], out: Any) -> None:
             for other in sorted(set(TYPES) & allowed(model) - {spelled}):
                 made = typed(model, TensorProto.DataType.Value(other.upper()))
                 if made is not None:
-                    out.put((name, how, other, said(made)))
+                    out.put((how, other, said(made)))
     out.put(None)
 
 
-def asked(name: str, found: list[Any]) -> list[tuple[str, str, str, str]]:
+def asked(found: list[Case]) -> list[Answer]:
     """``operator`` in a process of its own."""
     context = multiprocessing.get_context("fork")
     out = context.SimpleQueue()
-    process = context.Process(target=operator, args=(name, found, out))
+    process = context.Process(target=operator, args=(found, out))
     process.start()
-    answers = []
+    answers: list[Answer] = []
     reader = out._reader  # type: ignore[attr-defined]  # the only way to wait with a limit
-    while reader.poll(_PATIENCE if process.is_alive() else 0):
-        answer = out.get()
-        if answer is None:
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        if reader.poll(1):
+            answer = out.get()
+            if answer is None:
+                break
+            answers.append(answer)
+        elif not process.is_alive():
+            answers.append(("free", "?", ("parser", f"the process died: {process.exitcode}")))
             break
-        answers.append(answer)
-        if not process.is_alive() and not reader.poll(0):
-            break
-    process.join(1)
-    if process.is_alive():
-        process.kill()
-    elif process.exitcode:
-        answers.append((name, "free", "?", f"the process died: {process.exitcode}"))
+    process.kill()
+    process.join()
     return answers
 
 
-def summed(answers: list[tuple[str, str, str, str]]) -> dict[str, Any]:
-    """One operator's entry."""
-    taken = sorted({kind for _, _, kind, complaint in answers if not complaint})
-    free = {kind for _, how, kind, complaint in answers if how == "free" and not complaint}
-    complaints = [complaint for *_, complaint in answers if complaint]
-    refused: dict[str, str] = {}
-    for _, _, kind, complaint in answers:
-        if complaint and kind not in taken:
-            refused.setdefault(kind, complaint)
+def summed(answers: list[Answer]) -> dict[str, Any] | None:
+    """One operator's entry; None where nothing was asked of it."""
+    if not answers:
+        return None
+    taken = sorted({kind for _, kind, (who, _) in answers if not who})
+    refused: dict[str, list[str]] = {}
+    for _, kind, (who, text) in answers:
+        if who and kind not in taken:
+            refused.setdefault(kind, [who, text])
     entry: dict[str, Any] = {"types": taken}
-    if taken and not free:
-        entry["constants_only"] = True
     if taken:
-        entry["refused"] = refused
-    else:
-        entry["said"] = next(iter(complaints), "not asked: it takes no tensor first")
-    return entry
+        return entry | {"refused": refused}
+    # The builder's complaint, if there is one: then some test got further than the parser.
+    complaints = sorted((who, at, text) for at, (*_, (who, text)) in enumerate(answers))
+    return entry | {"said": [complaints[0][0], complaints[0][2]]}
 
 
 def main() -> int:
@@ -193,8 +247,10 @@ def main() -> int:
 
     table = {}
     for name, found in sorted(cases().items()):
-        table[name] = summed(asked(name, found))
-        print(name, table[name], file=sys.stderr, flush=True)
+        entry = summed(asked(found))
+        print(name, entry, file=sys.stderr, flush=True)
+        if entry is not None:
+            table[name] = entry
     page = {
         "source": {
             "asked": f"TensorRT-RTX {trt.__version__}, ONNX parser and builder, no GPU",

@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import onnx
 from onnx import TensorProto
 
 from onnxprune.io import Model
 from onnxprune.presented import domain_of
-from onnxprune.targets.findings import ERROR, WARNING, Finding
-from onnxprune.targets.nodes import Body, bodies, element_types, functions_of
-from onnxprune.targets.support import operators, source
+from onnxprune.targets.findings import ERROR, NOTE, WARNING, Finding
+from onnxprune.targets.nodes import bodies, element_types, functions_of
+from onnxprune.targets.support import PARSER, Complaint, Operator, operators, source
 
 # The rules of `quantized` say more of these than that a type is refused.
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 _INTEGER = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear")
 _NO_PLUGIN = "give TensorRT a plugin for it, or export the model without it"
-_NOT_PARSED = ("false", "")  # what the parser says of an operator that it has no code for
+_UNASKED = ("Constant",)  # it holds numbers, and every network has it
 
 
 def operator_findings(model: Model) -> Iterator[Finding]:
-    """What the measured table says of the operators of a model."""
+    """What the measured table says of the operators of a model.
+
+    TensorRT's parser goes by an operator's name, whatever its domain (measured: a ``Gelu`` of
+    ONNX Runtime's own domain is taken), and so does this.
+    """
     functions, types = functions_of(model), element_types(model)
     for body in bodies(model):
         for node in body.nodes:
-            if (domain_of(node.domain), node.op_type) in functions or node.op_type == "Constant":
+            if (domain_of(node.domain), node.op_type) in functions or node.op_type in _UNASKED:
                 continue
-            label = body.label(node)
-            found = operators().get(node.op_type)
-            if found is None:
-                name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-                yield Finding(
-                    ERROR, "operator", label,
-                    f"{source()} looks for a plugin of the name {name}, which is no operator of "
-                    "ONNX that was tried", _NO_PLUGIN,
-                )  # fmt: skip
-            elif not found.types:
-                yield _not_taken(label, node.op_type, found.said, plugin=found.plugin)
-            elif node.op_type not in _QUANTIZED and not body.scope and node.input:
-                kind = TensorProto.DataType.Name(types.get(node.input[0], 0)).lower()
-                if kind in found.refused and kind not in found.types:
-                    yield Finding(
-                        ERROR, "operator-type", label,
-                        f"{source()} does not take {node.op_type} of {kind}: "
-                        f"{_plain(found.refused[kind])}",
-                        f"Cast to one of {', '.join(sorted(found.types))} before it",
-                    )  # fmt: skip
-                elif found.constants_only and not _constant(body, node.input[1:]):
-                    yield Finding(
-                        WARNING, "operator-constant", label,
-                        f"{source()} took {node.op_type} with constants for all inputs but the "
-                        "first only",
-                        "compute those inputs ahead: fold constants when exporting",
-                    )  # fmt: skip
+            label, known = body.label(node), operators().get(node.op_type)
+            if known is None:
+                yield _unknown(label, node)
+            elif known.said is not None:
+                yield _not_taken(label, node.op_type, known.said)
+            elif not body.scope and node.op_type not in _QUANTIZED:
+                yield from _type(label, node, known, types)
 
 
-def _not_taken(label: str, op_type: str, said: str, *, plugin: bool) -> Finding:
+def _unknown(label: str, node: onnx.NodeProto) -> Finding:
+    if onnx.defs.has(node.op_type) and not domain_of(node.domain):
+        return Finding(NOTE, "operator", label, f"{node.op_type} was not tried on {source()}")
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return Finding(
+        ERROR, "operator", label,
+        f"{name} is no operator of ONNX: TensorRT looks for a plugin of that name", _NO_PLUGIN,
+    )  # fmt: skip
+
+
+def _not_taken(label: str, op_type: str, said: Complaint) -> Finding:
     if op_type in _INTEGER:
         return Finding(
             ERROR, "operator", label,
@@ -63,23 +58,36 @@ def _not_taken(label: str, op_type: str, said: str, *, plugin: bool) -> Finding:
             "around operators on floats",
             "quantize in QDQ format, static",
         )  # fmt: skip
-    if plugin:
+    if said.plugin:
         return Finding(
             ERROR, "operator", label, f"{source()} has no plugin for {op_type}",
             f"{_NO_PLUGIN}; full TensorRT may have one, which was not tried here",
         )  # fmt: skip
-    why = f": {_plain(said)}" if _plain(said) else ""
+    why = f": {said.plain}" if said.plain else ""
+    if said.who == PARSER:
+        return Finding(
+            ERROR, "operator", label, f"{source()} does not take {op_type}{why}",
+            "export the model without it",
+        )  # fmt: skip
     return Finding(
-        ERROR, "operator", label, f"{source()} does not take {op_type}{why}",
-        "export the model without it",
+        WARNING, "operator", label,
+        f"{source()} parses {op_type}, but built none of ONNX's own tests of it{why}",
     )  # fmt: skip
 
 
-def _plain(said: str) -> str:
-    """What was said, where it says something."""
-    return "" if said in _NOT_PARSED else said
-
-
-def _constant(body: Body, names: object) -> bool:
-    assert not isinstance(names, str)
-    return all(not name or name in body.constant for name in names)  # type: ignore[attr-defined]
+def _type(
+    label: str, node: onnx.NodeProto, known: Operator, types: Mapping[str, int]
+) -> Iterator[Finding]:
+    """The element type of the first input, where it is known and was refused."""
+    if not node.input:
+        return
+    kind = TensorProto.DataType.Name(types.get(node.input[0], TensorProto.UNDEFINED)).lower()
+    said = known.refused.get(kind)
+    if said is not None:
+        why = f": {said.plain}" if said.plain else ""
+        yield Finding(
+            ERROR if said.who == PARSER else WARNING, "operator-type", label,
+            f"{source()} does not {'take' if said.who == PARSER else 'build'} {node.op_type} of "
+            f"{kind}{why}",
+            f"Cast to one of {', '.join(sorted(known.types))} before it",
+        )  # fmt: skip

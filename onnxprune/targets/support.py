@@ -13,6 +13,26 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+PARSER, BUILDER = "parser", "builder"
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """Why something was not taken: ``who`` said so, the parser or the builder, and what."""
+
+    who: str
+    text: str
+
+    @property
+    def plugin(self) -> bool:
+        """The parser looks for a plugin, which another build of TensorRT may have."""
+        return "plugin" in self.text.lower()
+
+    @property
+    def plain(self) -> str:
+        """The text, where it says something: of an operator without code the parser has none."""
+        return "" if self.text == "false" else self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:
@@ -21,19 +41,12 @@ class Operator:
     Attributes:
         types: Element types of its first input in which it is taken, as ONNX names them.
         refused: What was said of other types, by type.
-        said: What was said where it is taken in none.
-        constants_only: It was taken with constants for all inputs but the first, not otherwise.
+        said: What was said where it is taken in none, None where it is taken.
     """
 
     types: frozenset[str]
-    refused: Mapping[str, str]
-    said: str
-    constants_only: bool
-
-    @property
-    def plugin(self) -> bool:
-        """The parser looks for a plugin, which another build of TensorRT may have."""
-        return not self.types and "plugin" in self.said.lower()
+    refused: Mapping[str, Complaint]
+    said: Complaint | None
 
 
 @cache
@@ -42,9 +55,8 @@ def operators() -> Mapping[str, Operator]:
     return {
         name: Operator(
             types=frozenset(entry["types"]),
-            refused=entry.get("refused", {}),
-            said=entry.get("said", ""),
-            constants_only=entry.get("constants_only", False),
+            refused={kind: Complaint(*said) for kind, said in entry.get("refused", {}).items()},
+            said=Complaint(*entry["said"]) if "said" in entry else None,
         )
         for name, entry in _table()["operators"].items()
     }

@@ -51,7 +51,7 @@ def ask(request: Mapping[str, Any]) -> dict[str, object]:
     seconds = {"parse": time.perf_counter() - begun}
     answer |= {"seconds": seconds, "status": "parsed" if parsed else "refused"}
     if not parsed:
-        answer["errors"] = _parser_errors(parser) or _said(logger.errors, ())
+        answer["errors"] = _parser_errors(parser, request["model"]) or _said(logger.errors, ())
         return answer
     if not request["build"]:
         return answer
@@ -98,7 +98,7 @@ def _build(builder: Any, network: Any, request: Mapping[str, Any]) -> int:
     return int(getattr(engine, "nbytes", None) or len(engine))
 
 
-def _parser_errors(parser: Any) -> list[dict[str, str]]:
+def _parser_errors(parser: Any, path: str) -> list[dict[str, str]]:
     """Errors with the nodes they are about, each once."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for at in range(min(parser.num_errors, _MOST_ERRORS)):
@@ -106,13 +106,22 @@ def _parser_errors(parser: Any) -> list[dict[str, str]]:
         text = _shortened(error.desc())
         if _NOISE.search(text):
             continue
-        name = error.node_name()
-        operator = error.node_operator()
+        operator, name = error.node_operator(), error.node_name()
+        if operator and not name and not error.local_function_stack_size():
+            name = _first_output(path, error.node(), operator)
         where = f"{operator} '{name}'" if name else operator
-        if not name and error.node() >= 0 and operator:
-            where = f"{operator}, node {error.node()}"
         found.setdefault((where, text), {"node": where, "message": text})
     return list(found.values())
+
+
+def _first_output(path: str, index: int, operator: str) -> str:
+    """What to call a node without a name; "" where the index is not one of the main graph."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    if not 0 <= index < len(nodes) or nodes[index].op_type != operator:
+        return ""
+    return next((name for name in nodes[index].output if name), "")
 
 
 def _said(errors: Sequence[str], names: Iterable[str]) -> list[dict[str, str]]:
@@ -132,8 +141,10 @@ def _said(errors: Sequence[str], names: Iterable[str]) -> list[dict[str, str]]:
 def _shortened(text: str) -> str:
     """One line, without the names of NVIDIA's source files."""
     line = " ".join(text.split())
-    line = re.sub(r"\s*\bIn \w+ at \S+\.(?:cpp|h|cu):\d+", "", line)
-    return re.sub(r"^Assertion failed: ", "", line)
+    line = re.sub(r"\s*\bIn [\w:~()]+ at \S+?:\d+", "", line)
+    line = re.sub(r"^Assertion failed: ", "", line)
+    # Of an operator that it has no code for, the parser says no more than that a check failed.
+    return "TensorRT does not know this operator" if line == "false" else line
 
 
 if __name__ == "__main__":
