@@ -140,10 +140,10 @@ def checked_result(
         layers = layer_reports(graph, stats(graph))
         found = checked(made, str(path or "model.onnx"), layers, profiles, builder)
         if not found.passed:
-            cause = ""
+            hint = "nothing was written"
             if found.build is not None and not _build(original, profiles, False).built:
-                cause = "it does not build the original either"
-            raise VerificationError(complaint(found), hint=cause or "nothing was written")
+                hint = f"{hint}; it does not build the original either"
+            raise VerificationError(complaint(found), hint=hint)
     if found.unasked:
         _log.warning("%s", found.unasked)
     return found
