@@ -22,10 +22,12 @@ def check_report(report: Report, *, verbose: bool = False) -> Iterable[Renderabl
     yield from next_lines(NextStep(found.command, found.expect))
 
 
-def check_lines(found: Checked, *, verbose: bool = False) -> Iterable[Text]:
+def check_lines(found: Checked, *, verbose: bool = False, notes: bool = True) -> Iterable[Text]:
     """Findings that say the same in one line, with the first of the nodes they are about."""
     together: dict[tuple[str, str, str, str], list[Finding]] = {}
     for one in found.findings:
+        if one.severity == NOTE and not (notes or verbose):
+            continue
         key = (one.severity, one.rule, one.message, one.node if verbose else "")
         together.setdefault(key, []).append(one)
     groups = list(together.values())

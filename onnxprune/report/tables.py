@@ -155,7 +155,7 @@ def _next(report: Report) -> Iterable[RenderableType]:
 def _check_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
     """What a target said of the result, where it was asked, and what to expect of it."""
     if report.checked is not None:
-        yield from check_lines(report.checked, verbose=verbose)
+        yield from check_lines(report.checked, verbose=verbose, notes=False)
     if report.following is not None:
         yield from map(_line, report.following.expect)
 
