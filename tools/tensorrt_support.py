@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 import sys
 import time
 from collections import defaultdict
@@ -27,8 +26,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.targets.worker import NOISE, plainly
+
 TYPES = ("float", "float16", "bfloat16", "double", "int8", "uint8", "int32", "int64", "bool")
-_NOISE = re.compile(r"catchCudaError|cudaError", re.I)
 _CASES = 12  # of one operator that are asked about as they are
 _RETYPED = 2  # of those that are taken, in how many other types are tried
 _PATIENCE = 300  # seconds for one operator
@@ -97,28 +97,37 @@ def variants(case: Case) -> Iterator[tuple[str, onnx.ModelProto]]:
                 yield how, fixed
 
 
-def typed(model: onnx.ModelProto, kind: int) -> onnx.ModelProto | None:
-    """The model with its first input in another type, and all that ONNX ties to that type."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    node, schema = made.graph.node[0], schema_of(model)
-    names = {
+def typed(model: onnx.ModelProto, kind: int) -> Iterator[onnx.ModelProto]:
+    """The model with its first input in another type.
+
+    First with all that ONNX ties to that type, then with all that had the same: GridSample may have
+    its grid in another type than its data, but TensorRT wants one.
+    """
+    node, schema = model.graph.node[0], schema_of(model)
+    old = model.graph.input[0].type.tensor_type.elem_type
+    values = (*model.graph.input, *model.graph.output)
+    if not all(value.type.HasField("tensor_type") for value in values):
+        return
+    tied = {
         name
         for given, formal in ((node.input, schema.inputs), (node.output, schema.outputs))
         for name, one in zip(given, spread(formal, len(given)), strict=False)
         if one.type_str == schema.inputs[0].type_str
     }
-    for value in (*made.graph.input, *made.graph.output):
-        if not value.type.HasField("tensor_type"):
-            return None
-        if value.name in names:
-            value.type.tensor_type.elem_type = kind
-    for tensor in made.graph.initializer:
-        if tensor.name in names:
-            array = numpy_helper.to_array(tensor)
-            dtype = helper.tensor_dtype_to_np_dtype(kind)
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(dtype), tensor.name))
-    return made
+    same = {value.name for value in values if value.type.tensor_type.elem_type == old}
+    same |= {tensor.name for tensor in model.graph.initializer if tensor.data_type == old}
+    for names in (tied, same) if tied != same else (tied,):
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        for value in (*made.graph.input, *made.graph.output):
+            if value.name in names:
+                value.type.tensor_type.elem_type = kind
+        for tensor in made.graph.initializer:
+            if tensor.name in names:
+                array = numpy_helper.to_array(tensor)
+                dtype = helper.tensor_dtype_to_np_dtype(kind)
+                tensor.CopyFrom(numpy_helper.from_array(array.astype(dtype), tensor.name))
+        yield made
 
 
 def spread(formal: Sequence[Any], count: int) -> list[Any]:
@@ -169,8 +178,8 @@ def said(model: onnx.ModelProto) -> str:
         if builder.build_serialized_network(network, config) is not None:
             return "", ""
         who, texts = "builder", logger.errors
-    told = [text for text in texts if not _NOISE.search(text)] or texts or ["no reason given"]
-    return who, re.sub(r"^Assertion failed: ", "", " ".join(told[0].split()))[:200]
+    told = [text for text in texts if not NOISE.search(text)] or texts or ["no reason given"]
+    return who, plainly(told[0])[:200]
 
 
 Answer = tuple[str, str, tuple[str, str]]  # how asked, element type, who complains and how
@@ -196,8 +205,7 @@ def operator(found: list[Case], out: Any) -> None:
             if taken > _RETYPED:
                 continue
             for other in sorted(set(TYPES) & allowed(model) - {spelled}):
-                made = typed(model, TensorProto.DataType.Value(other.upper()))
-                if made is not None:
+                for made in typed(model, TensorProto.DataType.Value(other.upper())):
                     out.put((how, other, said(made)))
     out.put(None)
 

@@ -10,8 +10,8 @@ from onnx import TensorProto
 from onnxprune.io import Model
 from onnxprune.presented import domain_of
 from onnxprune.targets.findings import ERROR, NOTE, WARNING, Finding
-from onnxprune.targets.nodes import bodies, element_types, functions_of
-from onnxprune.targets.support import PARSER, Complaint, Operator, operators, source
+from onnxprune.targets.nodes import Body, bodies, element_types, functions_of
+from onnxprune.targets.support import Complaint, Operator, operators, source
 
 # The rules of `quantized` say more of these than that a type is refused.
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
@@ -37,7 +37,7 @@ def operator_findings(model: Model) -> Iterator[Finding]:
             elif known.said is not None:
                 yield _not_taken(label, node.op_type, known.said)
             elif not body.scope and node.op_type not in _QUANTIZED:
-                yield from _type(label, node, known, types)
+                yield from _type(body, node, known, types)
 
 
 def _unknown(label: str, node: onnx.NodeProto) -> Finding:
@@ -63,31 +63,33 @@ def _not_taken(label: str, op_type: str, said: Complaint) -> Finding:
             ERROR, "operator", label, f"{source()} has no plugin for {op_type}",
             f"{_NO_PLUGIN}; full TensorRT may have one, which was not tried here",
         )  # fmt: skip
-    why = f": {said.plain}" if said.plain else ""
-    if said.who == PARSER:
+    if said.sure:
         return Finding(
-            ERROR, "operator", label, f"{source()} does not take {op_type}{why}",
+            ERROR, "operator", label, f"{source()} does not take {op_type}: {said.text}",
             "export the model without it",
         )  # fmt: skip
     return Finding(
         WARNING, "operator", label,
-        f"{source()} parses {op_type}, but built none of ONNX's own tests of it{why}",
+        f"{source()} knows {op_type}, but built none of ONNX's own tests of it: {said.text}",
     )  # fmt: skip
 
 
 def _type(
-    label: str, node: onnx.NodeProto, known: Operator, types: Mapping[str, int]
+    body: Body, node: onnx.NodeProto, known: Operator, types: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """The element type of the first input, where it is known and was refused."""
-    if not node.input:
+    """The element type of the first input, where it is known and was refused.
+
+    Of constants nothing is said: they were tried as inputs (measured: uint8 may be looked up).
+    """
+    if not node.input or node.input[0] in body.constant:
         return
+    label = body.label(node)
     kind = TensorProto.DataType.Name(types.get(node.input[0], TensorProto.UNDEFINED)).lower()
     said = known.refused.get(kind)
     if said is not None:
-        why = f": {said.plain}" if said.plain else ""
         yield Finding(
-            ERROR if said.who == PARSER else WARNING, "operator-type", label,
-            f"{source()} does not {'take' if said.who == PARSER else 'build'} {node.op_type} of "
-            f"{kind}{why}",
+            ERROR if said.sure else WARNING, "operator-type", label,
+            f"{source()} does not {'take' if said.sure else 'build'} {node.op_type} of "
+            f"{kind}: {said.text}",
             f"Cast to one of {', '.join(sorted(known.types))} before it",
         )  # fmt: skip

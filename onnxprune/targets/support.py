@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-PARSER, BUILDER = "parser", "builder"
+PARSER = "parser"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Complaint:
     text: str
 
     @property
+    def sure(self) -> bool:
+        """It is a refusal; an internal error, or one while building, may be that of the test."""
+        return self.who == PARSER and "Internal Error" not in self.text
+
+    @property
     def plugin(self) -> bool:
         """The parser looks for a plugin, which another build of TensorRT may have."""
         return "plugin" in self.text.lower()
-
-    @property
-    def plain(self) -> str:
-        """The text, where it says something: of an operator without code the parser has none."""
-        return "" if self.text == "false" else self.text
 
 
 @dataclass(frozen=True, slots=True)

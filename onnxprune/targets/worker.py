@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 # Without a driver every error brings along one about CUDA, which says nothing about the model.
-_NOISE = re.compile(r"catchCudaError|cudaError|CUDA driver version|CUDA initialization", re.I)
+NOISE = re.compile(r"catchCudaError|cudaError|CUDA driver version|CUDA initialization", re.I)
+# Lines that say where in a message one is, and which node an error names anyway.
+_FRAME = re.compile(r"ModelImporter\.cpp:\d+: (While parsing|---)|Node name: *$|Invalid Node - ")
 _LAST_RESORT = 1000  # the kernel ends this process first where memory runs out
 _MOST_ERRORS = 50
 
@@ -103,8 +105,8 @@ def _parser_errors(parser: Any, path: str) -> list[dict[str, str]]:
     found: dict[tuple[str, str], dict[str, str]] = {}
     for at in range(min(parser.num_errors, _MOST_ERRORS)):
         error = parser.get_error(at)
-        text = _shortened(error.desc())
-        if _NOISE.search(text):
+        text = plainly(error.desc())
+        if NOISE.search(text):
             continue
         operator, name = error.node_operator(), error.node_name()
         if operator and not name and not error.local_function_stack_size():
@@ -129,8 +131,8 @@ def _said(errors: Sequence[str], names: Iterable[str]) -> list[dict[str, str]]:
 
     Of the layers an error names, the longest name counts.
     """
-    texts = list(dict.fromkeys(map(_shortened, errors)))
-    telling = [text for text in texts if not _NOISE.search(text)] or texts[-1:]
+    texts = list(dict.fromkeys(map(plainly, errors)))
+    telling = [text for text in texts if not NOISE.search(text)] or texts[-1:]
     known = sorted((name for name in names if name), key=len, reverse=True)
     return [
         {"node": next((name for name in known if name in text), ""), "message": text}
@@ -138,11 +140,19 @@ def _said(errors: Sequence[str], names: Iterable[str]) -> list[dict[str, str]]:
     ]
 
 
-def _shortened(text: str) -> str:
-    """One line, without the names of NVIDIA's source files."""
-    line = " ".join(text.split())
+def plainly(text: str) -> str:
+    """One line, without noise and the names of NVIDIA's source files.
+
+    A text that is all noise stays, so that there is one.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    telling = [line for line in lines if line and not NOISE.search(line) and not _FRAME.match(line)]
+    line = " ".join(" ".join(telling or lines).split())
     line = re.sub(r"\s*\bIn [\w:~()]+ at \S+?:\d+", "", line)
     line = re.sub(r"^Assertion failed: ", "", line)
+    line = re.sub(
+        r'^[^"]*&& "([^"]*)"\.?$', r"\1", line
+    )  # a condition of theirs, and what it means
     # Of an operator that it has no code for, the parser says no more than that a check failed.
     return "TensorRT does not know this operator" if line == "false" else line
 

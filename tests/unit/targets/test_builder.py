@@ -12,7 +12,7 @@ from onnxprune.io import Model
 from onnxprune.targets import builder
 from onnxprune.targets.builder import build, build_model
 from onnxprune.targets.findings import Profile
-from onnxprune.targets.worker import _said, _shortened
+from onnxprune.targets.worker import _said, plainly
 from tests.small import conv_chain, reloaded
 
 ANSWER = """
@@ -107,7 +107,22 @@ def test_error_of_the_builder_names_the_longest_layer_in_it() -> None:
 
 def test_source_files_of_nvidia_are_left_out() -> None:
     text = "Assertion failed: x\n is  bad. In operator() at /_src/runtime/shapeMachine.cpp:628"
-    assert _shortened(text) == "x is bad."
+    assert plainly(text) == "x is bad."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Invalid Node - n\nE: bad (x In f() at /a.cpp:4)\n[m.cpp::catchCudaError::2] 35",
+         "E: bad (x)"),
+        ('creator && "Plugin not found?"', "Plugin not found?"),
+        ("false", "TensorRT does not know this operator"),
+        ("[m.cpp::catchCudaError::2] cudaError 35", "[m.cpp::catchCudaError::2] cudaError 35"),
+    ],
+    ids=["frame", "condition", "unknown", "noise"],
+)  # fmt: skip
+def test_what_the_library_says_is_put_plainly(text: str, said: str) -> None:
+    assert plainly(text) == said
 
 
 def test_model_with_deferred_weights_is_written_first(path: Path) -> None:
