@@ -19,6 +19,7 @@ from onnxprune.errors import OnnxPruneError as OnnxPruneError
 
 if TYPE_CHECKING:
     from onnxprune.analyse import analyse as analyse
+    from onnxprune.checking import check as check
     from onnxprune.data import Data as Data
     from onnxprune.data import load_data as load_data
     from onnxprune.data import random_data as random_data
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 _HOME = {
     "DependencyGraph": "groups",
     "analyse": "analyse",
+    "check": "checking",
     "Data": "data",
     "load_data": "data",
     "random_data": "data",
@@ -85,6 +87,7 @@ __all__ = [
     "Report",
     "Verdict",
     "analyse",
+    "check",
     "compare",
     "errors",
     "inspect",

@@ -132,7 +132,7 @@ class Alignment:
         if group.frozen is not None:
             reason = f"frozen at {kept}"
         elif self.step(group) * max(1, group.width // group.size) % wanted:
-            reason = f"only {group.width} to begin with"
+            reason = f"only {_counted(group, group.width)} to begin with"
         return f"not aligned to {wanted}: {reason}"
 
     # -- the two sides of a layer --------------------------------------------------------------
@@ -222,7 +222,7 @@ class Alignment:
         if not groups:
             return self._origin(want.node, left) if reads else f"makes {left}, and all stay"
         if step % want.multiple:
-            return f"only {before}{each} to begin with"
+            return _too_narrow(before, each, groups)
         whole = f"{before}{each} to begin with" if left == before else f"{left}{each} are left"
         return f"{whole}: a cut by --round-to auto would align them"
 
@@ -244,6 +244,29 @@ class Alignment:
                 return f"frozen at {width}: {group.frozen or 'they lie along another axis'}"
             pending += [n for n in maker.inputs if n and n not in graph.derived]
         return f"fixed at {width}"
+
+
+def _too_narrow(width: int, each: str, groups: list[tuple[ChannelGroup, WeightAxis]]) -> str:
+    """Why a side is rounded to less than its layer wants."""
+    apart = {group.id: (group, axis.index.size) for group, axis in groups}
+    if len(apart) > 1:
+        narrowest = min(apart.values(), key=lambda one: one[1])
+        return (
+            f"{len(apart)} channel groups lie along it and are rounded apart, the narrowest of "
+            f"{_counted(*narrowest)}"
+        )
+    for group, size in apart.values():
+        if not each:
+            return f"only {_counted(group, size)} to begin with"
+    return f"only {width}{each} to begin with"
+
+
+def _counted(group: ChannelGroup, width: int) -> str:
+    """How wide a group is on an axis; where whole heads or the like go, how many of what width."""
+    each = width // max(1, group.size)
+    if group.unit == "channel" or each < 2:
+        return str(width)
+    return f"{group.size} {group.unit}s of {each}"
 
 
 # -- what layers want ------------------------------------------------------------------------------

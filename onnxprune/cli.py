@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from onnxprune import __version__
+from onnxprune.commands.check import check
 from onnxprune.commands.compare import compare
 from onnxprune.commands.inspect import inspect
 from onnxprune.commands.options import Command
@@ -72,6 +73,7 @@ _VERBS: dict[Callable[..., None], str] = {
     sensitivity: "Measure what each group of channels can lose.",
     sweep: "Measure the model cut at several ratios.",
     compare: "Measure how far two models are apart.",
+    check: "Say what TensorRT will mind, and let it build the model.",
     schema: "Print a JSON Schema.",
 }
 for _verb, _help in _VERBS.items():

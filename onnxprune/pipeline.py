@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
+from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import (
     AnyModel,
     Check,
@@ -51,6 +52,7 @@ from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
+from onnxprune.targets.trtexec import next_step
 from onnxprune.thin import Thinned
 from onnxprune.timing import compare_timings, measure
 from onnxprune.twin import masked_twin
@@ -98,6 +100,7 @@ def shrink(
     max_drift: float | None = None,
     min_cosine: float | None = None,
     min_top1: float | None = None,
+    check_for: str | None = None,
     output: Path | str | None = None,
     recipe_out: Path | str | None = None,
     force: bool = False,
@@ -152,6 +155,8 @@ def shrink(
         max_drift: Most relative L2 difference of any output that is allowed.
         min_cosine: Least cosine of any output that is allowed.
         min_top1: Least share of samples with the same arg max that is allowed.
+        check_for: A target that must take the result, ``tensorrt``: our rules say what it minds,
+            and TensorRT-RTX builds the result if it is installed.
         output: File to write, or None.
         recipe_out: File to write the recipe to, or None.
         force: Overwrite what exists.
@@ -179,6 +184,7 @@ def shrink(
     shares(steps, schedule)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
+    check_target(check_for)
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
@@ -258,6 +264,10 @@ def shrink(
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
+        known = [env.inputs for env in graph.envs]
+        checked = None
+        if check_for is not None:
+            checked = checked_result(original, made, output, known, clock)
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
@@ -296,6 +306,8 @@ def shrink(
         sparsified=None
         if thinned is None or sparse is None
         else sparsified(thinned, sparse, whole, made, xz=False),
+        checked=checked,
+        following=None if output is None else next_step(made, str(output), known),
     )
 
 

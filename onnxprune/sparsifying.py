@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
+from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import (
     AnyModel,
     Check,
@@ -51,6 +52,7 @@ from onnxprune.report.tables import thin_csv
 from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
+from onnxprune.targets.trtexec import next_step
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
 from onnxprune.types import Limits, Moved, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
@@ -79,6 +81,7 @@ def sparsify(
     max_drift: float | None = None,
     min_cosine: float | None = None,
     min_top1: float | None = None,
+    check_for: str | None = None,
     output: Path | str | None = None,
     recipe_out: Path | str | None = None,
     table: Path | str | None = None,
@@ -117,6 +120,7 @@ def sparsify(
         max_drift: Most relative L2 difference of any output that is allowed.
         min_cosine: Least cosine of any output that is allowed.
         min_top1: Least share of samples with the same arg max that is allowed.
+        check_for: A target that must take the result, as in ``shrink``.
         output: File to write, or None.
         recipe_out: File to write the recipe to, or None.
         table: File to write the layers to, as comma-separated values, or None.
@@ -136,6 +140,7 @@ def sparsify(
     check_method(method)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
+    check_target(check_for)
     check_outputs(model, output, recipe_out, table, force=force, read=(recipe, data))
     given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
     if given is None:
@@ -193,6 +198,10 @@ def sparsify(
         )
         made = embed(found.model, written) if found.done else found.model
         before = stats(graph)
+        known = [env.inputs for env in graph.envs]
+        checked = None
+        if check_for is not None:
+            checked = checked_result(original, made, output, known, clock)
         with clock.stage("save"):
             texts = {} if recipe_out is None else {Path(recipe_out): written.readable()}
             texts |= {} if table is None else {Path(table): thin_csv(found.layers)}
@@ -234,6 +243,8 @@ def sparsify(
         written=tuple(files),
         layers=layer_reports(graph, before),
         sparsified=result,
+        checked=checked,
+        following=None if output is None else next_step(made, str(output), known),
     )
 
 

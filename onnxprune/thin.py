@@ -241,7 +241,7 @@ def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
     """Why a GPU is not expected to run a layer faster for its pattern; None where it is."""
     if pattern != NM(2, 4):
         return f"TensorRT has no kernels for {pattern}"
-    reason = _not_aligned(layer)
+    reason = unaligned(layer)
     if reason is not None:
         return reason
     outputs, channels = layer.shape[1], layer.channels
@@ -250,7 +250,7 @@ def gain(layer: SparseLayer, pattern: Pattern) -> str | None:
     return None
 
 
-def _not_aligned(layer: SparseLayer) -> str | None:
+def unaligned(layer: SparseLayer) -> str | None:
     """Which side of a layer is no multiple of what sparse kernels want; None where both are."""
     small = layer.stored.weight.data_type in (TensorProto.INT8, TensorProto.UINT8)
     by_outputs, by_channels = _FOR_INT8 if small else _FOR_FLOATS
@@ -402,5 +402,5 @@ def _row(layer: SparseLayer, *, done: bool) -> ThinLayer:
         outputs=layer.shape[1] if known else 0,
         channels=layer.channels if known else 0,
         taps=layer.taps if known else 0,
-        aligned=_not_aligned(layer) is None if known else None,
+        aligned=unaligned(layer) is None if known else None,
     )

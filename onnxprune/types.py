@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from onnxprune.targets.findings import Checked
 
 FloatArray: TypeAlias = NDArray[np.floating]
 Float32Array: TypeAlias = NDArray[np.float32]
@@ -505,11 +508,24 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class NextStep:
+    """What to run on a model next.
+
+    Attributes:
+        command: The line, ready for a shell.
+        expect: What to expect of it, a line each.
+    """
+
+    command: str
+    expect: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
     Attributes:
-        verb: ``inspect``, ``shrink``, ``sparsify`` or ``compare``.
+        verb: ``inspect``, ``shrink``, ``sparsify``, ``compare`` or ``check``.
         input_path: File of the model, "" for one in memory.
         before: Its cost.
         output_path: File that was written, or None.
@@ -532,6 +548,8 @@ class Report:
         rounded: Channels left were rounded to something.
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
+        checked: What a check for a target found, None where there was none.
+        following: What to run next, None where no file was written.
     """
 
     verb: str
@@ -557,3 +575,5 @@ class Report:
     rounded: bool = False
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None
+    checked: Checked | None = None
+    following: NextStep | None = None

@@ -37,18 +37,21 @@ ORDER = tuple(
     drift verify
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
-    report report.clock report.model report.ops report.layers report.build report.schemas
-    report.tables report.plots report.studies
-    checks restoring request pipeline sparsifying studies
+    targets targets.findings targets.support targets.nodes targets.operators targets.quantized
+    targets.profiles targets.files targets.layered targets.trtexec targets.builder targets.worker
+    targets.tensorrt
+    report report.clock report.model report.checks report.ops report.layers report.build
+    report.schemas report.tables report.plots report.studies
+    checks checking restoring request pipeline sparsifying studies
     terminal
     commands commands.options commands.inspect commands.shrink commands.sparsify
-    commands.sensitivity commands.sweep commands.compare commands.schema
+    commands.sensitivity commands.sweep commands.compare commands.check commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
 
 # Imported inside functions only: they take long, and `--help` does not need them.
-HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib"}
+HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "tensorrt_rtx"}
 # Third-party packages by their import name, as pyproject.toml lists them.
 THIRD_PARTY = {
     "distributed": "dask",
@@ -63,6 +66,7 @@ THIRD_PARTY = {
     "pydantic": "pydantic",
     "rich": "typer",  # which brings it
     "threadpoolctl": "threadpoolctl",
+    "tensorrt_rtx": "tensorrt-rtx-cu12",
     "typer": "typer",
 }
 
@@ -152,7 +156,8 @@ def test_third_party_imports_are_declared_dependencies() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = " ".join([*project["dependencies"], *extras["dask"], *extras["report"]])
+    optional = [one for name in ("dask", "report", "tensorrt") for one in extras[name]]
+    declared = " ".join([*project["dependencies"], *optional])
     used = {
         name.split(".")[0]
         for path in MODULES.values()

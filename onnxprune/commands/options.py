@@ -99,6 +99,12 @@ class Method(StrEnum):
     sparsegpt = "sparsegpt"
 
 
+class Target(StrEnum):
+    """What is to run a model."""
+
+    tensorrt = "tensorrt"
+
+
 class SchemaName(StrEnum):
     """What there is a JSON Schema of."""
 
@@ -247,22 +253,30 @@ MinTop1: TypeAlias = Annotated[
         "--min-top1", parser=number, metavar="X", help="Least share of equal top-1 classes."
     ),
 ]
+CheckFor: TypeAlias = Annotated[
+    Target | None,
+    typer.Option(
+        "--check",
+        help="Before anything is written, see that this target takes the result.",
+        show_default=False,
+    ),
+]
 RecipeOut: TypeAlias = Annotated[
     Path | None,
     typer.Option("--recipe-out", metavar="FILE", help="Write the recipe as JSON."),
 ]
 
 
-def shapes(given: Sequence[str] | None) -> dict[str, Shape]:
+def shapes(given: Sequence[str] | None, flag: str = "--input-shape") -> dict[str, Shape]:
     """``NAME:1x3x224x224`` to a shape by name; the name may have colons."""
     shapes: dict[str, Shape] = {}
     for text in given or ():
         name, colon, spelled = text.rpartition(":")
         sizes = spelled.lower().split("x") if spelled else []
         if not name or not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise UsageError(f"--input-shape {text} is not NAME:1x3x224x224")
+            raise UsageError(f"{flag} {text} is not NAME:1x3x224x224")
         if name in shapes:
-            raise UsageError(f"--input-shape gives two shapes for '{name}'", hint="give one")
+            raise UsageError(f"{flag} gives two shapes for '{name}'", hint="give one")
         shapes[name] = tuple(map(int, sizes))
     return shapes
 

@@ -10,6 +10,7 @@ import typer
 from onnxprune.commands.options import (
     Aggregate,
     AllowNorm,
+    CheckFor,
     CutAttention,
     DataPath,
     Debug,
@@ -187,6 +188,7 @@ def shrink(
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
     min_top1: MinTop1 = None,
+    check: CheckFor = None,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -277,6 +279,7 @@ def shrink(
             max_drift=max_drift,
             min_cosine=min_cosine,
             min_top1=min_top1,
+            check_for=None if check is None else check.value,
             output=None if dry_run else written,
             recipe_out=None if dry_run else recipe_out,
             force=force,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.commands.options import (
+    CheckFor,
     DataPath,
     Debug,
     DryRun,
@@ -110,6 +111,7 @@ def sparsify(
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
     min_top1: MinTop1 = None,
+    check: CheckFor = None,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,
@@ -157,6 +159,7 @@ def sparsify(
             max_drift=max_drift,
             min_cosine=min_cosine,
             min_top1=min_top1,
+            check_for=None if check is None else check.value,
             output=None if dry_run else output or model.parent / f"{model.stem}.sparse.onnx",
             recipe_out=None if dry_run else recipe_out,
             table=None if dry_run else csv,

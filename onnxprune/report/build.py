@@ -12,6 +12,7 @@ from onnxprune.alignment import Alignment
 from onnxprune.cost import stats, stats_after
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
+from onnxprune.report.checks import as_check_json
 from onnxprune.report.clock import peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.report.model import (
@@ -22,6 +23,7 @@ from onnxprune.report.model import (
     HeldJson,
     LatencyJson,
     LayerJson,
+    NextJson,
     OperatorJson,
     RefittedJson,
     ReportJson,
@@ -44,6 +46,7 @@ from onnxprune.types import (
     Latency,
     LayerReport,
     ModelStats,
+    NextStep,
     Report,
     Sparsified,
     ThinLayer,
@@ -190,6 +193,8 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         layers=[_layer(layer) for layer in report.layers],
         sparsity=None if report.sparsified is None else _sparsity(report.sparsified),
         held=None if report.held is None else [_held(one) for one in report.held],
+        check=None if report.checked is None else as_check_json(report.checked),
+        next=None if report.following is None else _next(report.following),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -316,6 +321,10 @@ def _held(one: HeldWeight) -> HeldJson:
         zero_outputs=one.zero_outputs,
         zero_channels=one.zero_channels,
     )
+
+
+def _next(step: NextStep) -> NextJson:
+    return NextJson(command=step.command, expect=list(step.expect))
 
 
 def _width(side: Width | None) -> WidthJson | None:

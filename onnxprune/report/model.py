@@ -225,11 +225,63 @@ class HeldJson(_Part):
     zero_channels: int
 
 
+class FindingJson(_Part):
+    """One thing that a target minds; ``node`` is null for the model as a whole."""
+
+    severity: Literal["error", "warning", "note"]
+    rule: str
+    node: str | None
+    message: str
+    cure: str | None
+
+
+class BuildJson(_Part):
+    """What the target made of the model; ``version`` is null where it died before it said one."""
+
+    status: Literal["built", "refused", "failed", "crashed", "timeout"]
+    version: str | None
+    seconds: dict[str, float]
+    engine_bytes: int | None
+
+
+class ProfileJson(_Part):
+    """Shapes of a dynamic input that an engine is for; ``given`` by the user, or ours."""
+
+    min: list[int]
+    opt: list[int]
+    max: list[int]
+    given: bool
+
+
+class CheckJson(_Part):
+    """What a check for a target found; ``build`` is null where the target itself was not asked.
+
+    ``unasked`` says why it was not.
+    """
+
+    target: Literal["tensorrt"]
+    passed: bool
+    errors: int
+    warnings: int
+    notes: int
+    findings: list[FindingJson]
+    build: BuildJson | None
+    unasked: str | None
+    profiles: dict[str, ProfileJson]
+
+
+class NextJson(_Part):
+    """What to run next, and what to expect of it."""
+
+    command: str
+    expect: list[str]
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    verb: Literal["inspect", "shrink", "sparsify", "compare"]
+    verb: Literal["inspect", "shrink", "sparsify", "compare", "check"]
     input: StatsJson
     output: StatsJson | None
     importance: str | None
@@ -248,3 +300,5 @@ class ReportJson(_Part):
     layers: list[LayerJson] = []
     sparsity: SparsityJson | None = None
     held: list[HeldJson] | None = None
+    check: CheckJson | None = None
+    next: NextJson | None = None

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, RenderableType
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from onnxprune.density import Change, changes, thinnest
 from onnxprune.groups import DependencyGraph
+from onnxprune.report.checks import check_lines
 from onnxprune.report.ops import NO_RULE, OperatorUse
 from onnxprune.types import (
     ChannelGroup,
@@ -69,9 +69,9 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
+    yield from _check_lines(report, verbose=verbose)
     yield _line(_closing(report))
-    if report.output_path:
-        yield _line(_next(report))
+    yield from _next(report)
 
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
@@ -142,16 +142,22 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
         yield _line(f"and {len(found.layers) - len(shown)} layers that hold it (-v shows them)")
     yield from map(_line, _sparse_lines(found))
     yield from _drift_lines(report)
+    yield from _check_lines(report, verbose=verbose)
     yield _line(_closing(report))
-    if report.output_path:
-        yield _line(_next(report))
+    yield from _next(report)
 
 
-def _next(report: Report) -> str:
-    found = report.sparsified
-    thinned = found is not None and found.pattern == "2:4" and any(o.done for o in found.layers)
-    flag = " --sparsity=enable" if thinned else ""
-    return f"next: trtexec --onnx={shlex.quote(report.output_path or '')}{flag}"
+def _next(report: Report) -> Iterable[RenderableType]:
+    if report.following is not None:
+        yield _line(f"next: {report.following.command}")
+
+
+def _check_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
+    """What a target said of the result, where it was asked, and what to expect of it."""
+    if report.checked is not None:
+        yield from check_lines(report.checked, verbose=verbose, notes=False)
+    if report.following is not None:
+        yield from map(_line, report.following.expect)
 
 
 def _sparse_lines(found: Sparsified) -> Iterable[str]:

@@ -218,6 +218,44 @@ def test_each_side_that_is_not_aligned_says_why() -> None:
     assert not whole["c1"].aligned
 
 
+def test_side_of_several_groups_says_how_narrow_the_narrowest_is() -> None:
+    model = parsed(
+        """g (float[1,3,8,8] x) => (float[1,8,8,8] y) {
+            a = Conv(x, u) b = Conv(x, v) r = Concat<axis=1>(a, b) s = Relu(r) y = Conv(s, w)
+        }""",
+        u=real(20, 3, 1, 1),
+        v=real(4, 3, 1, 1),
+        w=real(8, 24, 1, 1),
+    )
+    assert reported(model, 0.5)["y"].inputs == Width(
+        24, 18, 8, 2, aligned=False,
+        why="2 channel groups lie along it and are rounded apart, the narrowest of 4",
+    )  # fmt: skip
+
+
+def test_heads_too_wide_to_round_are_counted() -> None:
+    model = parsed(
+        """g (float[1,4,24] x) => (float[1,4,8] y) {
+            q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+            q4 = Reshape(q, split) k4 = Reshape(k, split) v4 = Reshape(v, split)
+            qt = Transpose<perm=[0,2,1,3]>(q4) kt = Transpose<perm=[0,2,3,1]>(k4)
+            vt = Transpose<perm=[0,2,1,3]>(v4)
+            z = MatMul(qt, kt) p = Softmax<axis=-1>(z) o = MatMul(p, vt)
+            ot = Transpose<perm=[0,2,1,3]>(o) f = Reshape(ot, join) y = MatMul(f, wo)
+        }""",
+        wq=real(24, 60),
+        wk=real(24, 60),
+        wv=real(24, 60),
+        wo=real(60, 8),
+        split=np.array([1, 4, 4, 15]),
+        join=np.array([1, 4, 60]),
+    )
+    found = reported(model, 0.5)
+    assert found["y"].inputs == Width(
+        60, 30, 8, 30, aligned=False, why="only 4 heads of 15 to begin with"
+    )
+
+
 def test_inputs_of_a_grouped_convolution_count_in_each_group() -> None:
     wide = two_convs(real(64, 8, 1, 1), real(64, 32, 1, 1))
     assert sorted(steps(analyse(wide)).values()) == [16]  # 8 in each of 2 groups

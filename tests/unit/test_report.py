@@ -28,7 +28,7 @@ from onnxprune.report.tables import (
     shrink_report,
     worst_drift,
 )
-from onnxprune.types import Drift, Latency, Refitted, Report
+from onnxprune.types import Drift, Latency, NextStep, Refitted, Report
 from tests.small import MODELS, conv_chain, parsed
 
 
@@ -123,11 +123,14 @@ def test_only_groups_leaves_those() -> None:
 
 
 def test_shrink_tells_costs_drift_and_a_closing_line(shrunk: Report) -> None:
-    text = printed(shrink_report(replace(shrunk, output_path="out dir/m.onnx"), verbose=True))
+    step = NextStep("trtexec --onnx='out dir/m.onnx'", ("float32 stays float32",))
+    written = replace(shrunk, output_path="out dir/m.onnx", following=step)
+    text = printed(shrink_report(written, verbose=True))
     lines = text.splitlines()
     assert "block1.first.conv.weight → block1.second.conv.weight" in text
     assert "frozen: reaches output 'logits'" in text
     assert "random input: says little about quality" in text
+    assert lines[-3] == "float32 stays float32"
     assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.5 k params · ")
     assert "twin ok · drift on random input" in lines[-2]
     assert lines[-1] == "next: trtexec --onnx='out dir/m.onnx'"
