@@ -14,14 +14,17 @@ from onnxprune.checks import (
     AnyModel,
     Check,
     check_allowance,
+    check_kinds,
     check_level,
+    check_mappings,
     check_outputs,
+    check_patterns,
     check_restore,
     check_sources,
 )
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
-from onnxprune.data import Data, load_data, random_data
+from onnxprune.data import AnyData, Data, as_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
@@ -69,7 +72,7 @@ def shrink(
     scope: str | None = None,
     importance: str | Scorer = "auto",
     aggregate: str | None = None,
-    round_to: int | str = 1,
+    round_to: int | str | None = None,
     min_channels: int = 1,
     max_ratio: float = 0.9,
     ignore: str | Sequence[str] = (),
@@ -84,7 +87,7 @@ def shrink(
     schedule: str = "polynomial",
     then: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     verify: str = "full",
     max_drift: float | None = None,
@@ -105,14 +108,15 @@ def shrink(
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
         targets: Instead of a ratio the share to be left of ``macs``, ``params``, ``bytes`` or
             ``latency``, by name; of several the hardest binds. Latency is that of one thread of
-            ONNX Runtime on this machine: predicted, then measured, and ``round_to`` is then
-            ``auto`` unless it is more than 1.
+            ONNX Runtime on this machine: predicted, then measured.
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model,
             ``isomorphic`` of all groups of a kind. None: local for a ratio, isomorphic for targets.
         importance: How channels are ranked, as in ``score``. ``auto`` tries several rankings on
             calibration data and takes the one whose cut moves the outputs least.
         aggregate: As in ``score``.
-        round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware.
+        round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware. None:
+            1 for a ratio; for targets 16, 8, ``auto``, 4 or 1, the first that comes within 0.01;
+            ``auto`` where latency or ``then`` counts.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
         ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
@@ -133,11 +137,11 @@ def shrink(
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
         then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
-            where there is one, else the smallest weights go. ``round_to`` is then ``auto``, and
-            knows of it, unless it is more than 1. Patterns that imply no share take half.
+            where there is one, else the smallest weights go. Patterns that imply no share take
+            half.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
-            ``Data``; None verifies on random inputs.
+        data: Calibration data, for ranking, restoring and verification: an ``.npz`` file,
+            arrays by input name, or ``Data``; None verifies on random inputs.
         seed: For random inputs and ``importance="random"``.
         verify: ``none``, ``twin`` (is the surgery right) or ``full`` (drift too).
         max_drift: Most relative L2 difference of any output that is allowed.
@@ -159,12 +163,27 @@ def shrink(
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
         TargetError: A target is out of reach.
     """
+    check_kinds(
+        numbers={
+            "ratio": ratio, "max_ratio": max_ratio, "max_loss": max_loss, "max_drift": max_drift,
+            "min_cosine": min_cosine, "min_top1": min_top1,
+        },
+        wholes={"min_channels": min_channels, "seed": seed},
+        texts={
+            "scope": scope, "aggregate": aggregate, "attention": attention, "restore": restore,
+            "schedule": schedule, "then": then, "verify": verify,
+        },
+    )  # fmt: skip
+    check_patterns(ignore=ignore, only=only)
+    check_mappings(targets=targets, ratio_for=ratio_for, input_shapes=input_shapes)
     by_ratio = ratio is not None or sensitivity is not None
     if [by_ratio, bool(targets), lossless, recipe is not None].count(True) != 1:
         raise UsageError("give one of ratio, target, lossless and recipe", hint="--ratio 0.5")
     check_targets(targets or {})
-    if isinstance(round_to, str) and round_to != "auto":
+    if round_to != "auto" and isinstance(round_to, bool | str | float):
         raise UsageError(f"round-to is '{round_to}'", hint="give a whole number, or auto")
+    if not (isinstance(importance, str) or callable(importance)):
+        raise UsageError(f"importance is {importance!r}", hint="give a name, or a function")
     check_allowance(sensitivity, max_loss, scope)
     check_restore(restore, data)
     shares(steps, schedule)
@@ -187,11 +206,11 @@ def shrink(
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
-            check = Check(verify, limits, given_data(data, original), seed)
+            check = Check(verify, limits, as_data(data, original), seed)
         graph = analysed(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable:
             raise UnsupportedModelError(nothing_prunable(graph))
-        (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
+        (plan, method, why), times, rounding = asked.timed_plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -234,7 +253,7 @@ def shrink(
         if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         mode = plan.graph.tracer.attention
-        options = asked.options(method, restoring, mode, sparse, check.data)
+        options = asked.options(method, restoring, mode, sparse, check.data, rounding)
         made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
@@ -261,7 +280,11 @@ def shrink(
         importance_why=why,
         exact=graph.exact(plan.keep),
         groups=group_reports(
-            graph, plan.keep, plan.why, aligned=asked.round_to != 1, sparse=asked.for_runs
+            graph,
+            plan.keep,
+            plan.why,
+            aligned=asked.round_to not in (None, 1),
+            sparse=asked.for_runs,
         ),
         verdict=verdict,
         stand_ins=graph.stand_ins,
@@ -274,6 +297,7 @@ def shrink(
         latency=times,
         layers=layer_reports(graph, before, after, sparse=asked.for_runs),
         rounded=asked.rounding != 1,
+        round_to=options.round_to,
         sparsified=None
         if thinned is None or sparse is None
         else sparsified(thinned, sparse, whole, made, xz=False),
@@ -337,11 +361,6 @@ def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
 
 
 # -- verification ----------------------------------------------------------------------------------
-
-
-def given_data(data: Path | str | Data | None, model: Model) -> Data | None:
-    """Data as it is used, read from its file if it is in one."""
-    return load_data(data, model) if isinstance(data, str | Path) else data
 
 
 def made_up_data(graph: DependencyGraph, seed: int) -> Data:
@@ -469,6 +488,8 @@ def inspect(
     Returns:
         The analysis and the report.
     """
+    check_kinds(texts={"attention": attention})
+    check_mappings(input_shapes=input_shapes)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
@@ -506,7 +527,7 @@ def compare(
     second: AnyModel,
     *,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     latency: bool = False,
     threads: int | None = 1,
@@ -518,7 +539,7 @@ def compare(
         first: The reference: a path, a loaded model, or a message.
         second: The model to compare with it; it has the same inputs and outputs.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
+        data: Inputs: an ``.npz`` file, arrays by input name, or ``Data``; None makes random ones.
         seed: For random inputs.
         latency: Also time both models, in turn.
         threads: For that; None takes one for each usable core.
@@ -533,7 +554,7 @@ def compare(
         with clock.stage("load"):
             before, after = as_model(first), as_model(second)
             _check_interfaces(before, after)
-            fed = given_data(data, before)
+            fed = as_data(data, before)
         graph = analysed(before, input_shapes or {}, Mode(), clock)
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)

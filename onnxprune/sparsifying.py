@@ -11,12 +11,15 @@ from onnxprune import __version__
 from onnxprune.checks import (
     AnyModel,
     Check,
+    check_kinds,
     check_level,
+    check_mappings,
     check_outputs,
+    check_patterns,
     check_sources,
 )
 from onnxprune.cost import stats
-from onnxprune.data import Data, digest_of
+from onnxprune.data import AnyData, as_data, digest_of
 from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
@@ -31,7 +34,7 @@ from onnxprune.impose import (
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.patterns import NM
-from onnxprune.pipeline import analysed, given_data, judged, made_up_data
+from onnxprune.pipeline import analysed, judged, made_up_data
 from onnxprune.recipe import (
     Options,
     Recipe,
@@ -72,7 +75,7 @@ def sparsify(
     permute: bool = False,
     xz: bool | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     verify: str = "full",
     max_drift: float | None = None,
@@ -108,8 +111,8 @@ def sparsify(
             stays the same.
         xz: Measure what xz makes of the model before and after; None does so where it is quick.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs to choose values by and to verify on: an ``.npz`` file or ``Data``; None
-            verifies on random ones.
+        data: Inputs to choose values by and to verify on: an ``.npz`` file, arrays by input name,
+            or ``Data``; None verifies on random ones.
         seed: For random inputs.
         verify: ``none``, ``twin`` (is the pattern in the file, does it load and run) or ``full``
             (drift too).
@@ -132,6 +135,18 @@ def sparsify(
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
     """
+    check_kinds(
+        numbers={
+            "sparsity": sparsity, "max_drift": max_drift, "min_cosine": min_cosine,
+            "min_top1": min_top1,
+        },
+        wholes={"seed": seed},
+        texts={"pattern": pattern, "scope": scope, "method": method, "verify": verify},
+    )  # fmt: skip
+    if pattern is None:
+        raise UsageError("pattern is None", hint="give 2:4, or another pattern")
+    check_patterns(ignore=ignore, only=only)
+    check_mappings(input_shapes=input_shapes)
     check_method(method)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
@@ -155,7 +170,7 @@ def sparsify(
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
-            check = Check(verify, limits, given_data(data, original), seed)
+            check = Check(verify, limits, as_data(data, original), seed)
             how = chosen(method if given is None else wished.method, check.data, wished.scope)
             options = wished.model_copy(update={"method": how})
             if given is not None:

@@ -527,7 +527,8 @@ class Report:
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
         latency: Measured times, None where that was not asked for.
         layers: Every layer that multiplies.
-        rounded: Channels left were rounded to something.
+        rounded: Channels left were rounded to something that was asked for.
+        round_to: What they were rounded to.
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
     """
@@ -553,5 +554,6 @@ class Report:
     latency: Latency | None = None
     layers: tuple[LayerReport, ...] = ()
     rounded: bool = False
+    round_to: int | str = 1
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None

@@ -34,15 +34,7 @@ class Aggregate(StrEnum):
 
 
 class Attention(StrEnum):
-    """What is cut in attention."""
-
-    heads = "heads"
-    dims = "dims"
-    none = "none"
-
-
-class CutAttention(StrEnum):
-    """What is cut in attention, or what does less harm."""
+    """What is cut in attention; auto leaves it to the verb."""
 
     auto = "auto"
     heads = "heads"
@@ -200,7 +192,8 @@ Seed: TypeAlias = Annotated[
 AttentionMode: TypeAlias = Annotated[
     Attention,
     typer.Option(
-        "--attention", help="Cut whole attention heads, dimensions of every head, or none."
+        "--attention",
+        help="Cut whole attention heads (auto means these), dimensions of every head, or none.",
     ),
 ]
 AllowNorm: TypeAlias = Annotated[

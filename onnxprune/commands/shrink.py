@@ -10,7 +10,7 @@ import typer
 from onnxprune.commands.options import (
     Aggregate,
     AllowNorm,
-    CutAttention,
+    Attention,
     DataPath,
     Debug,
     DryRun,
@@ -92,9 +92,11 @@ def shrink(
             "--round-to",
             parser=multiple,
             metavar="N|auto",
-            help="Leave multiples of N channels, or of what suits the hardware.",
+            help="Leave multiples of N channels, or of what suits the hardware; a --target takes "
+            "16 where it can, else less.",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
     min_channels: Annotated[
         int,
         typer.Option(
@@ -134,13 +136,13 @@ def shrink(
         typer.Option("--max-loss", metavar="X", help="Most a group may lose, by --sensitivity."),
     ] = None,
     attention: Annotated[
-        CutAttention,
+        Attention,
         typer.Option(
             "--attention",
             help="Cut whole attention heads, dimensions of every head, or none; auto takes heads, "
             "or after a refit what moves the outputs less.",
         ),
-    ] = CutAttention.auto,
+    ] = Attention.auto,
     allow_norm: AllowNorm = False,
     restore: Annotated[
         Restoring,
@@ -200,7 +202,7 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != 1,
+            round_to=round_to is not None,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ratio_for=ratio_for,
@@ -217,14 +219,14 @@ def shrink(
             scope=scope,
             importance=importance != "auto",
             aggregate=aggregate,
-            round_to=round_to != 1,
+            round_to=round_to is not None,
             min_channels=min_channels != 1,
             max_ratio=max_ratio != 0.9,
             ignore=ignore,
             only=only,
             ratio_for=ratio_for,
             max_loss=max_loss,
-            attention=attention is not CutAttention.auto,
+            attention=attention is not Attention.auto,
             steps=steps != 1,
             schedule=schedule is not Schedule.polynomial,
             then=then,

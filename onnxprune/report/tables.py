@@ -55,6 +55,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         f"{_groups(report)}: {cut} cut, {free - cut} left whole, "
         f"{len(report.groups) - free} frozen · importance {report.importance}"
         + (f" ({report.importance_why})" if report.importance_why else "")
+        + _rounding(report)
     )
     yield from _interface_line(report)
     assert report.after is not None
@@ -72,6 +73,13 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
     yield _line(_closing(report))
     if report.output_path:
         yield _line(_next(report))
+
+
+def _rounding(report: Report) -> str:
+    """What widths were rounded to where nobody asked for it."""
+    if report.rounded or report.round_to == 1:
+        return ""
+    return f" · widths rounded to {report.round_to} for kernels (--round-to)"
 
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
@@ -551,13 +559,13 @@ def _totals(stats: ModelStats) -> str:
 
 def _interface_line(report: Report) -> Iterable[RenderableType]:
     """The inputs, a cache for one, whose shape keeps channels from going."""
-    found = [_INTERFACE.search(group.frozen) for group in report.groups if group.frozen]
-    names = list(dict.fromkeys(match[1] for match in found if match))
+    found = [_INTERFACE.findall(group.frozen) for group in report.groups if group.frozen]
+    names = list(dict.fromkeys(name for inputs in found for name in inputs))
     if names:
         shown = ", ".join(f"'{name}'" for name in names[:_MOST_INPUTS])
         more = f" and {len(names) - _MOST_INPUTS} more" if len(names) > _MOST_INPUTS else ""
         yield _line(
-            f"{sum(match is not None for match in found)} of the frozen ones must fit the shape of "
+            f"{sum(map(bool, found))} of the frozen ones must fit the shape of "
             f"an input, as of a cache: {shown}{more}"
         )
 
