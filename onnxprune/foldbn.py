@@ -99,7 +99,7 @@ class _Folder:
         multiplies = layer.node.op_type == "MatMul"
         if multiplies and bool((scale == 1).all()) and len(chain) == 1:
             return  # it is a bias, and stays one
-        if not self._set_weight(layer, layer.after, scale, shift):
+        if not self._set_weight(layer, scale, shift, behind=True):
             return
         last = self._node(chain[-1])
         key = layer.node.output[0]
@@ -145,12 +145,7 @@ class _Folder:
 
     @staticmethod
     def _fits(found: Affine, layer: Layer) -> bool:
-        alike = all(one.size == 1 for one in found.parts)
-        return (
-            found.axis == layer.axis
-            or (alike and found.rank is None)
-            or (alike and found.axis == -1)
-        )
+        return found.axis == layer.axis or all(one.size == 1 for one in found.parts)
 
     def _affine(self, index: int, rank: int | None) -> Affine | None:
         node = self.nodes[index]
@@ -188,7 +183,7 @@ class _Folder:
             return
         if any(a.name == "transA" and a.i for a in layer.node.attribute):
             return
-        if not self._set_weight(layer, layer.before, scale, shift):
+        if not self._set_weight(layer, scale, shift, behind=False):
             return
         key = layer.node.output[0]
         made = onnx.NodeProto()
@@ -237,30 +232,25 @@ class _Folder:
         return Layer(node, weight.read(), bias)
 
     def _set_weight(
-        self,
-        layer: Layer,
-        change: Callable[[Float64Array, Float64Array], tuple[Float64Array, Float64Array]],
-        scale: Float64Array,
-        shift: Float64Array,
+        self, layer: Layer, scale: Float64Array, shift: Float64Array, *, behind: bool
     ) -> bool:
         """Note the new weight, computed again when it is read; False where it has no such value."""
         name = layer.node.input[1]
         weight = self.weights[name]
-        with np.errstate(over="ignore", invalid="ignore"):
-            fits = all(
-                np.isfinite(part.astype(weight.dtype).astype(np.float64)).all()
-                for part in change(scale, shift)
-            )
-        if not fits:
-            return False
         node, bias = layer.node, layer.bias
 
-        def compute() -> AnyArray:
+        def changed() -> tuple[Float64Array, Float64Array]:
             again = Layer(node, weight.read(), bias)
-            turned = again.after if change == layer.after else again.before
-            values: AnyArray = turned(scale, shift)[0].astype(weight.dtype)
+            return again.after(scale, shift) if behind else again.before(scale, shift)
+
+        def compute() -> AnyArray:
+            values: AnyArray = changed()[0].astype(weight.dtype)
             return values
 
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = (part.astype(weight.dtype).astype(np.float64) for part in changed())
+            if not all(np.isfinite(part).all() for part in stored):
+                return False
         self.values[id(self.tensors[name])] = compute
         return True
 
@@ -368,9 +358,9 @@ def rebuilt(
     """
     source = model.proto
     graph = source.graph
-    kept, used = _alive(graph, nodes, maybe)
+    kept, used, doubted = _alive(graph, nodes, maybe)
     fed = {value.name for value in graph.input}
-    stays = set() if maybe is None else {t.name for t in graph.initializer} - set(maybe)
+    stays = set() if maybe is None else {t.name for t in graph.initializer} - doubted
     proto = without(source, ("graph",))
     proto.graph.MergeFrom(without(graph, ("node", "initializer", "value_info")))
     names = used | fed | stays
@@ -393,17 +383,19 @@ def rebuilt(
 
 def _alive(
     graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], maybe: Sequence[str] | None
-) -> tuple[list[onnx.NodeProto], set[str]]:
-    """Nodes that something reads, and what they read; only makers of ``maybe`` are doubted."""
+) -> tuple[list[onnx.NodeProto], set[str], set[str]]:
+    """Nodes that stay, what they read, and what may have lost its readers.
+
+    Without ``maybe`` every node that nothing reads goes, else those that made what is in it.
+    """
     used = {value.name for value in graph.output}
     kept = []
-    doubted = None if maybe is None else set(maybe)
+    doubted = set(maybe or ())
     for node in reversed(nodes):
         wanted = any(name in used for name in node.output)
-        if not wanted and (doubted is None or any(name in doubted for name in node.output)):
-            if doubted is not None:
-                doubted.update(node.input)
+        if not wanted and (maybe is None or any(name in doubted for name in node.output)):
+            doubted.update(node.input)
             continue
         used.update(name for name in (*node.input, *captured_names(node)) if name)
         kept.append(node)
-    return kept[::-1], used
+    return kept[::-1], used, doubted

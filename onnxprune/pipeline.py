@@ -33,6 +33,7 @@ from onnxprune.held import check_held, held_weights
 from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
+from onnxprune.latency_target import feeds_of
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
@@ -48,9 +49,10 @@ from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.thin import Thinned
-from onnxprune.timing import compare_timings, measure
+from onnxprune.tidy import Tidy, check_tidied, tidied
+from onnxprune.timed import latency_of, timed_in_turn, timing_wanted
 from onnxprune.twin import masked_twin
-from onnxprune.types import Latency, Limits, Report, Shape, Verdict
+from onnxprune.types import Limits, Report, Shape, Verdict
 from onnxprune.valued import imposed
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
@@ -86,6 +88,10 @@ def shrink(
     steps: int = 1,
     schedule: str = "polynomial",
     then: str | None = None,
+    fold_bn: bool = False,
+    simplify: bool = False,
+    latency: bool | None = False,
+    threads: int | None = 1,
     input_shapes: Mapping[str, Shape] | None = None,
     data: AnyData | None = None,
     seed: int = 0,
@@ -139,6 +145,11 @@ def shrink(
         then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
             where there is one, else the smallest weights go. Patterns that imply no share take
             half.
+        fold_bn: At last fold BatchNormalization, and scales and shifts, into the layers beside.
+        simplify: At last compute what is constant, and leave out what does nothing or is there
+            twice.
+        latency: Time original and result in ONNX Runtime, in turn; None does so where it is quick.
+        threads: For that; None takes one for each usable core.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file,
             arrays by input name, or ``Data``; None verifies on random inputs.
@@ -201,14 +212,14 @@ def shrink(
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate, restore, steps, schedule, pattern,
+            dict(targets or {}), aggregate, restore, steps, schedule, pattern, fold_bn, simplify,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
             check = Check(verify, limits, as_data(data, original), seed)
         graph = analysed(original, asked.shapes, asked.analysis, clock)
-        if not graph.prunable:
+        if not graph.prunable and not (asked.exactly and any(asked.tidying)):
             raise UnsupportedModelError(nothing_prunable(graph))
         (plan, method, why), times, rounding = asked.timed_plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
@@ -225,7 +236,8 @@ def shrink(
             )
         elif given is not None:
             warn_of_other_data(given, check.data)
-        later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
+        # Drift is measured at the end.
+        later = restoring != "none" or asked.sparse is not None or any(asked.tidying)
         level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
@@ -250,11 +262,21 @@ def shrink(
                 if given is not None:
                     check_replay(given, thinned)
             surgery = replace(surgery, model=thinned.model)
+        tidy = None
+        if any(asked.tidying):
+            with clock.stage("fold"):
+                tidy = made_tidy(surgery.model, graph, thinned, asked.tidying, check)
+            names = dict.fromkeys((*surgery.restored, *tidy.changed))
+            surgery = replace(surgery, model=tidy.model, restored=tuple(names))
         if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         mode = plan.graph.tracer.attention
         options = asked.options(method, restoring, mode, sparse, check.data, rounding)
-        made, written = _with_recipe(surgery, original, options, thinned)
+        made, written = _with_recipe(surgery, original, options, thinned, tidy)
+        if timing_wanted(latency, verdict, stats(graph)) and (times is None or tidy is not None):
+            with clock.stage("time"):
+                feeds = feeds_of(graph, check.data, seed)
+                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
@@ -265,7 +287,9 @@ def shrink(
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force,
-                check=None if verify == "none" else _pattern_check(whole, thinned),
+                check=None if verify == "none" else _pattern_check(
+                    None if tidy is not None else whole, thinned
+                ),
             )  # fmt: skip
             if output is not None:
                 size = sum(count for path, count in files.items() if path not in recipes)
@@ -301,6 +325,7 @@ def shrink(
         sparsified=None
         if thinned is None or sparse is None
         else sparsified(thinned, sparse, whole, made, xz=False),
+        tidied=None if tidy is None else tidy.said,
     )
 
 
@@ -338,21 +363,47 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
 
 
 def _with_recipe(
-    surgery: Surgery, original: Model, options: Options, thinned: Thinned | None
+    surgery: Surgery,
+    original: Model,
+    options: Options,
+    thinned: Thinned | None,
+    tidy: Tidy | None,
 ) -> tuple[Model, Recipe | None]:
-    """The new model with its recipe inside; unchanged, and no recipe, where nothing was removed."""
+    """The new model with its recipe inside; unchanged, and no recipe, where nothing was done."""
     sparse = () if thinned is None else thinned.done
-    if not surgery.removed and not sparse:
+    same = tidy is None or not tidy.anything
+    if not surgery.removed and not sparse and same:
         return surgery.model, None
-    written = build(original, surgery, options, __version__, sparse)
+    merged = () if tidy is None else tidy.into
+    written = build(original, surgery, options, __version__, sparse, merged=merged)
     return embed(surgery.model, written), written
 
 
-def _pattern_check(whole: Model, thinned: Thinned | None) -> Callable[[Model], None] | None:
+def _pattern_check(whole: Model | None, thinned: Thinned | None) -> Callable[[Model], None] | None:
     """What is asked of the written file where a pattern was imposed."""
     if thinned is None:
         return None
     return lambda written: check_held(whole, written, thinned)
+
+
+def made_tidy(
+    model: Model,
+    graph: DependencyGraph,
+    thinned: Thinned | None,
+    how: tuple[bool, bool],
+    check: Check,
+) -> Tidy:
+    """Norms folded and the rest simplified, as ``how`` says, and checked to compute the same.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    keep = () if thinned is None else tuple(str(one.tensor) for one in thinned.done)
+    tidy = tidied(model, fold_bn=how[0], simplify=how[1], keep=keep)
+    if check.level != "none" and tidy.anything:
+        data = check.data if check.data is not None else made_up_data(graph, check.seed)
+        check_tidied(model, tidy.model, data)
+    return tidy
 
 
 def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
@@ -560,7 +611,7 @@ def compare(
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
         other = analysed(after, graph.stand_ins, Mode(), clock)
-        timed = _latency(before, after, fed, threads) if latency else None
+        timed = latency_of(before, after, fed.batches[0], threads=threads) if latency else None
     costs = stats(graph), stats(other)
     return Report(
         verb="compare",
@@ -580,12 +631,6 @@ def compare(
         latency=timed,
         layers=layer_reports(other, *costs),
     )
-
-
-def _latency(first: Model, second: Model, data: Data, threads: int | None) -> Latency:
-    old, new = measure([first, second], data.batches[0], threads=threads)
-    value, low, high = compare_timings(old, new)
-    return Latency(old.seconds, new.seconds, value, low, high, new.runs, threads)
 
 
 def _check_interfaces(first: Model, second: Model) -> None:

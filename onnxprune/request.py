@@ -81,6 +81,14 @@ class Request:
     steps: int = 1
     schedule: str = SCHEDULES[0]
     then: SparsifyOptions | None = None
+    fold_bn: bool = False
+    simplify: bool = False
+
+    @property
+    def tidying(self) -> tuple[bool, bool]:
+        """Whether norms are folded into layers, and whether the result is simplified."""
+        by = self if self.recipe is None else self.recipe.options
+        return by.fold_bn, by.simplify
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -359,4 +367,6 @@ class Request:
             schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
             sparsify=sparse,
             data_sha256=seen,
+            fold_bn=self.fold_bn,
+            simplify=self.simplify,
         )

@@ -33,8 +33,9 @@ from onnxprune.impose import (
     wish_of,
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.latency_target import feeds_of
 from onnxprune.patterns import NM
-from onnxprune.pipeline import analysed, judged, made_up_data
+from onnxprune.pipeline import analysed, judged, made_tidy, made_up_data
 from onnxprune.recipe import (
     Options,
     Recipe,
@@ -54,6 +55,7 @@ from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
+from onnxprune.timed import timed_in_turn, timing_wanted
 from onnxprune.types import Limits, Moved, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
 from onnxprune.verify import verify as run_checks
@@ -74,6 +76,10 @@ def sparsify(
     only_gain: bool = False,
     permute: bool = False,
     xz: bool | None = None,
+    fold_bn: bool = False,
+    simplify: bool = False,
+    latency: bool | None = False,
+    threads: int | None = 1,
     input_shapes: Mapping[str, Shape] | None = None,
     data: AnyData | None = None,
     seed: int = 0,
@@ -110,6 +116,10 @@ def sparsify(
         permute: First put channels into an order in which an N:M pattern keeps more; the function
             stays the same.
         xz: Measure what xz makes of the model before and after; None does so where it is quick.
+        fold_bn: As in ``shrink``; the pattern still holds.
+        simplify: As in ``shrink``.
+        latency: As in ``shrink``.
+        threads: As in ``shrink``.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Inputs to choose values by and to verify on: an ``.npz`` file, arrays by input name,
             or ``Data``; None verifies on random ones.
@@ -190,22 +200,41 @@ def sparsify(
                 check_replay(given, found)
         if not found.done:
             _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
-        verdict = _checked(original, fitted.model, graph, found, check, clock)
+        if check.level != "none":
+            check_held(fitted.model, found.model, found)
+        how_tidy = (fold_bn, simplify)
+        if given is not None:
+            how_tidy = (given.options.fold_bn, given.options.simplify)
+        final, tidy = found.model, None
+        if any(how_tidy):
+            with clock.stage("fold"):
+                tidy = made_tidy(final, graph, found, how_tidy, check)
+            final = tidy.model
+        verdict = _checked(original, final, graph, found, check, clock)
+        changed = dict.fromkeys((*fitted.changed, *(() if tidy is None else tidy.changed)))
         written = build(
             original,
-            Surgery(found.model, (), {}, (), (), restored=fitted.changed),
+            Surgery(final, (), {}, (), (), restored=tuple(changed)),
             Options(
                 seed=seed,
                 sparsify=options,
                 data_sha256=None if how == MAGNITUDE else digest_of(check.data),
                 input_shape=dict(_shapes(given, input_shapes)),
+                fold_bn=how_tidy[0],
+                simplify=how_tidy[1],
             ),
             __version__,
             found.done,
             turned.moved,
+            () if tidy is None else tidy.into,
         )
-        made = embed(found.model, written) if found.done else found.model
-        before = stats(graph)
+        did = bool(found.done) or (tidy is not None and tidy.anything)
+        made = embed(final, written) if did else final
+        before, times = stats(graph), None
+        if timing_wanted(latency, verdict, before):
+            with clock.stage("time"):
+                feeds = feeds_of(graph, check.data, seed)
+                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         with clock.stage("save"):
             texts = {} if recipe_out is None else {Path(recipe_out): written.readable()}
             texts |= {} if table is None else {Path(table): thin_csv(found.layers)}
@@ -219,7 +248,9 @@ def sparsify(
                     force=force,
                     check=None
                     if verify == "none"
-                    else lambda again: check_held(fitted.model, again, found),
+                    else lambda again: check_held(
+                        fitted.model if tidy is None else None, again, found
+                    ),
                 )
             )
         after = before
@@ -243,10 +274,12 @@ def sparsify(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
-        recipe=written.as_json() if found.done else {},
+        recipe=written.as_json() if did else {},
         written=tuple(files),
         layers=layer_reports(graph, before),
         sparsified=result,
+        latency=times,
+        tidied=None if tidy is None else tidy.said,
     )
 
 
@@ -304,7 +337,7 @@ def _turned(
 
 def _checked(
     original: Model,
-    fitted: Model,
+    made: Model,
     graph: DependencyGraph,
     found: Thinned,
     check: Check,
@@ -314,10 +347,10 @@ def _checked(
     if check.level == "none":
         return NOT_VERIFIED
     with clock.stage("verify"):
-        check_held(fitted, found.model, found)
+        check_held(None, made, found)
         verdict = run_checks(
             original,
-            found.model,
+            made,
             twin=None,
             data=check.data if check.data is not None else made_up_data(graph, check.seed),
             level=check.level,

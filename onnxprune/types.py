@@ -490,6 +490,8 @@ class Latency:
         runs: Rounds.
         threads: Threads inside an operator; None is one for each usable core.
         predicted: Seconds that were predicted for the second, None where nothing was.
+        before_p90, after_p90: Seconds that nine of ten runs stay under.
+        batch: Samples in one run, None where inputs have no axes.
     """
 
     before: float
@@ -500,6 +502,22 @@ class Latency:
     runs: int
     threads: int | None
     predicted: float | None = None
+    before_p90: float | None = None
+    after_p90: float | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What folding and simplifying left.
+
+    Attributes:
+        nodes: Nodes of the graph before and after.
+        norms: BatchNormalizations before and after.
+    """
+
+    nodes: tuple[int, int]
+    norms: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,6 +549,7 @@ class Report:
         round_to: What they were rounded to.
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
+        tidied: What folding and simplifying left, None where nobody asked for it.
     """
 
     verb: str
@@ -557,3 +576,4 @@ class Report:
     round_to: int | str = 1
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None
+    tidied: Tidied | None = None

@@ -240,6 +240,34 @@ MinTop1: TypeAlias = Annotated[
         "--min-top1", parser=number, metavar="X", help="Least share of equal top-1 classes."
     ),
 ]
+FoldBn: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--fold-bn",
+        help="At last fold BatchNormalization, scales and shifts into the layers beside them.",
+    ),
+]
+Simplify: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--simplify",
+        help="At last compute what is constant and leave out what does nothing or is there twice.",
+    ),
+]
+Timed: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--latency/--no-latency",
+        help="Time original and result in ONNX Runtime, in turn; by default where that is quick.",
+        show_default=False,
+    ),
+]
+Threads: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--threads", parser=whole(0), metavar="N", help="For --latency; 0: all usable cores."
+    ),
+]
 RecipeOut: TypeAlias = Annotated[
     Path | None,
     typer.Option("--recipe-out", metavar="FILE", help="Write the recipe as JSON."),

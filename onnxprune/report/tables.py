@@ -67,6 +67,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         if verbose:
             yield thin_table(report.sparsified.layers)
         yield from map(_line, _sparse_lines(report.sparsified))
+    yield from _tidied_lines(report)
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
@@ -149,6 +150,9 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
     if len(shown) < len(found.layers):
         yield _line(f"and {len(found.layers) - len(shown)} layers that hold it (-v shows them)")
     yield from map(_line, _sparse_lines(found))
+    yield from _tidied_lines(report)
+    if report.latency is not None:
+        yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield _line(_closing(report))
     if report.output_path:
@@ -468,13 +472,27 @@ def _became(old: str, new: str) -> str:
 
 
 def _times(found: Latency) -> str:
+    """Medians, with what nine of ten runs stay under, and at what they were measured."""
     cores = "all cores" if found.threads is None else f"{found.threads} thread"
     cores += "s" if (found.threads or 1) > 1 else ""
+    batch = "" if found.batch is None else f", batch {found.batch}"
     foretold = "" if found.predicted is None else f" (predicted {1e3 * found.predicted:.3g} ms)"
+    old, new = found.before_p90, found.after_p90
+    slow = "" if old is None or new is None else f", p90 {1e3 * old:.3g} → {1e3 * new:.3g} ms"
     return (
-        f"latency on {cores}: {1e3 * found.before:.3g} ms → {1e3 * found.after:.3g} ms{foretold}, "
-        f"ratio "
-        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f} at 95 %, {found.runs} runs)"
+        f"latency in ONNX Runtime, {cores}{batch}: {1e3 * found.before:.3g} ms → "
+        f"{1e3 * found.after:.3g} ms{foretold}{slow}, ratio {found.ratio:.3f} ({found.low:.3f} to "
+        f"{found.high:.3f} at 95 %, {found.runs} runs in turn)"
+    )
+
+
+def _tidied_lines(report: Report) -> Iterable[RenderableType]:
+    """What folding and simplifying left."""
+    if report.tidied is None:
+        return
+    (nodes, left), (norms, stay) = report.tidied.nodes, report.tidied.norms
+    yield _line(
+        f"folded and simplified: {nodes} → {left} nodes, {norms} → {stay} BatchNormalizations"
     )
 
 
