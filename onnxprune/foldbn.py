@@ -23,6 +23,7 @@ from onnxprune.types import AnyArray, Float64Array
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
 NORM = "BatchNormalization"
+_A_NODE = 48  # bytes that a node takes in a file, at least, less what a new bias takes beside it
 
 _Part = tuple[Float64Array, Float64Array]
 
@@ -99,6 +100,8 @@ class _Folder:
         multiplies = layer.node.op_type == "MatMul"
         if multiplies and bool((scale == 1).all()) and len(chain) == 1:
             return  # it is a bias, and stays one
+        if not self._has_room(layer, chain):
+            return
         if not self._set_weight(layer, scale, shift, behind=True):
             return
         last = self._node(chain[-1])
@@ -183,6 +186,8 @@ class _Folder:
             return
         if any(a.name == "transA" and a.i for a in layer.node.attribute):
             return
+        if shift.any() and not self._has_room(layer, [index]):
+            return
         if not self._set_weight(layer, scale, shift, behind=False):
             return
         key = layer.node.output[0]
@@ -254,14 +259,27 @@ class _Folder:
         self.values[id(self.tensors[name])] = compute
         return True
 
+    def _has_room(self, layer: Layer, chain: Sequence[int]) -> bool:
+        """Whether a new bias takes no more room than what goes: nodes, and what they alone read."""
+        old = layer.node.input[2] if len(layer.node.input) > 2 else ""
+        if self._is_own(old, layer.outputs):
+            return True
+        names = {name for at in chain for name in self._node(at).input if name in self.weights}
+        freed = sum(self.weights[n].nbytes for n in names if self.reads[n] == 1)
+        return layer.outputs * layer.weight.dtype.itemsize <= freed + _A_NODE * len(chain)
+
+    def _is_own(self, name: str, channels: int) -> bool:
+        """Whether a bias can take new values in its place."""
+        alone = name in self.tensors and self.reads[name] == 1 and name not in self.fixed
+        return alone and self.weights[name].size == channels
+
     def _set_bias(self, made: onnx.NodeProto, layer: Layer, bias: Float64Array) -> None:
         """Give the layer its new bias: in the place of the old one where that is its own."""
         old = layer.node.input[2] if len(layer.node.input) > 2 else ""
-        own = old in self.tensors and self.reads[old] == 1 and old not in self.fixed
         for attribute in list(made.attribute):
             if attribute.name == "beta":
                 made.attribute.remove(attribute)
-        if own and self.weights[old].size == bias.size:
+        if self._is_own(old, bias.size):
             array = bias.astype(layer.weight.dtype).reshape(self.weights[old].shape)
             self.values[id(self.tensors[old])] = lambda: array
             return

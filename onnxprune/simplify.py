@@ -180,6 +180,7 @@ def _no_larger(
 
 def _without_identities(model: Model) -> Model:
     graph = model.proto.graph
+    source_nodes = list(graph.node)  # held, so that an id stays what it is
     outputs = {value.name for value in graph.output}
     captured = {name for node in graph.node for name in captured_names(node)}
     fixed = outputs | captured
@@ -190,10 +191,11 @@ def _without_identities(model: Model) -> Model:
         if weight.data_type == TensorProto.BOOL and weight.size == 1 and not weight.read().any()
     }
     made = {name for node in graph.node for name in node.output}
+    read = {name for node in graph.node for name in node.input if name} | fixed
     renamed: dict[str, str] = {}  # a tensor, and by what name it goes now
     gone: set[int] = set()
-    for node in graph.node:
-        if not _hands_on(node, opset, falses):
+    for node in source_nodes:
+        if not _hands_on(node, opset, falses) or any(name in read for name in node.output[1:]):
             continue
         source, result = renamed.get(node.input[0], node.input[0]), node.output[0]
         if result not in fixed:
@@ -209,7 +211,7 @@ def _without_identities(model: Model) -> Model:
     if not gone:
         return model
     nodes = []
-    for node in graph.node:
+    for node in source_nodes:
         if id(node) in gone:
             continue
         copy = onnx.NodeProto()
@@ -222,12 +224,12 @@ def _without_identities(model: Model) -> Model:
 
 
 def _hands_on(node: onnx.NodeProto, opset: int, falses: Collection[str]) -> bool:
-    """Whether a node gives what it gets, and nothing else that is read."""
+    """Whether a node gives what it gets as its first output."""
     if node.domain not in _STANDARD or not node.input or not node.output:
         return False
     if node.op_type == "Identity":
         return True
-    if node.op_type != "Dropout" or any(node.output[1:]):
+    if node.op_type != "Dropout":
         return False
     if opset < 7:
         return any(a.name == "is_test" and a.i for a in node.attribute)
