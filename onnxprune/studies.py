@@ -410,6 +410,8 @@ def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     if not ratios:
         raise UsageError("no ratio is given", hint="--ratios 0.1,0.3,0.5")
     for ratio in ratios:
+        if ratio is None:
+            raise UsageError("ratio is None", hint="give 0 <= ratio < 1")
         check_kinds(numbers={"ratio": ratio})
         if not 0 <= ratio < 1:
             raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
