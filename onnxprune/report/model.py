@@ -143,7 +143,11 @@ class LayerJson(_Part):
 
 
 class LatencyJson(_Part):
-    """Median times of two models in milliseconds, their ratio and its interval at 95 %."""
+    """Median times of two models in milliseconds, their ratio and its interval at 95 %.
+
+    ``p90``: what nine of ten runs stay under; ``threads`` is null for all usable cores, ``batch``
+    where inputs have no axes.
+    """
 
     before_ms: float
     after_ms: float
@@ -152,6 +156,24 @@ class LatencyJson(_Part):
     high: float
     runs: int
     predicted_ms: float | None = None
+    before_p90_ms: float | None = None
+    after_p90_ms: float | None = None
+    threads: int | None = None
+    batch: int | None = None
+
+
+class ChangeJson(_Part):
+    """A count before and after."""
+
+    before: int
+    after: int
+
+
+class TidiedJson(_Part):
+    """Nodes of the graph, and BatchNormalizations, before and after folding and simplifying."""
+
+    nodes: ChangeJson
+    norms: ChangeJson
 
 
 class ThinLayerJson(_Part):
@@ -302,3 +324,4 @@ class ReportJson(_Part):
     held: list[HeldJson] | None = None
     check: CheckJson | None = None
     next: NextJson | None = None
+    tidied: TidiedJson | None = None
