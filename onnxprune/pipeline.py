@@ -190,8 +190,8 @@ def shrink(
     """
     check_kinds(
         numbers={
-            "ratio": ratio, "sparsity": sparsity, "max_ratio": max_ratio, "max_loss": max_loss, "max_drift": max_drift,
-            "min_cosine": min_cosine, "min_top1": min_top1,
+            "ratio": ratio, "sparsity": sparsity, "max_ratio": max_ratio, "max_loss": max_loss,
+            "max_drift": max_drift, "min_cosine": min_cosine, "min_top1": min_top1,
         },
         wholes={"min_channels": min_channels, "seed": seed},
         texts={
