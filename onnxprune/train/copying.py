@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, inliner, numpy_helper
 
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import ModelError, UnsupportedModelError
@@ -154,7 +154,7 @@ class TrainingCopy:
                 continue
             graph.node.add().CopyFrom(_plain(node.proto, shown))
         if made.functions:
-            made = onnx.inliner.inline_local_functions(made)
+            made = inliner.inline_local_functions(made)
         _in_single_precision(made)
         return made
 
@@ -175,10 +175,12 @@ class TrainingCopy:
         for name, value in values.items():
             old = self.graph.constants[name].weight
             stored = np.ascontiguousarray(value, np.float32).reshape(old.shape).astype(old.dtype)
-            emitter.constants[name] = ConstantEdit(
-                old.shape, lambda _, stored=stored: stored, stored.tobytes()
-            )
+            emitter.constants[name] = _edit(stored)
         return emitter.build()
+
+
+def _edit(values: AnyArray) -> ConstantEdit:
+    return ConstantEdit(values.shape, lambda _: values, values.tobytes())
 
 
 def _learned(weight: Weight, node: Node) -> bool:

@@ -12,9 +12,6 @@ from onnxprune.train.protocol import Term
 from onnxprune.train.rewrites import Writer
 
 
-_LAST = {"axes": [-1]}
-
-
 def add_loss(model: onnx.ModelProto, terms: Sequence[Term], writer: Writer) -> str:
     """Append the loss to ``model``; the name of the tensor that is it.
 
@@ -64,13 +61,11 @@ def _distillation(w: Writer, term: Term, axis: int, rank: int) -> str:
         student, teacher = (w.op("Transpose", one, perm=order) for one in (student, teacher))
     ours, theirs = (w.op("LogSoftmax", one, axis=-1) for one in (student, teacher))
     apart = w.op("Mul", w.op("Softmax", teacher, axis=-1), w.op("Sub", theirs, ours))
-    summed = w.op("ReduceSum", apart, *_last(w), keepdims=0, **({} if w.opset >= 13 else _LAST))
+    if w.opset < 13:  # the axis is an attribute
+        summed = w.op("ReduceSum", apart, keepdims=0, axes=[-1])
+    else:
+        summed = w.op("ReduceSum", apart, w.constant([-1], np.int64), keepdims=0)
     return w.op("Mul", _mean(w, summed), w.constant(term.temperature**2))
-
-
-def _last(w: Writer) -> list[str]:
-    """The last axis as an input, where ReduceSum has it there."""
-    return [w.constant([-1], np.int64)] if w.opset >= 13 else []
 
 
 def _squares(w: Writer, term: Term, _axis: int, _rank: int) -> str:

@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import TrainingError, UnsupportedModelError
-from onnxprune.train import spatial as spatial  # registers its rewrites
-from onnxprune.train import wire
+from onnxprune.train import spatial, wire
 from onnxprune.train.losses import add_loss
 from onnxprune.train.place import Place
 from onnxprune.train.protocol import Arrays, Blocking, Job
@@ -33,6 +32,7 @@ _WITHOUT_GRADIENT = frozenset(
     """.split()  # noqa: SIM905  (read as lines)
 )
 _LONGEST = 300  # characters of an error
+__all__ = ["OrtTrainer", "spatial"]  # the second registers its rewrites
 
 
 class OrtTrainer:

@@ -36,7 +36,9 @@ class Writer:
         self.shapes = shapes
         self.opset = next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.taken = set(self.constants) | {name for node in model.graph.node for name in node.output}
+        self.taken = set(self.constants) | {
+            name for node in model.graph.node for name in node.output
+        }
         self.nodes: list[onnx.NodeProto] = []
 
     def fresh(self) -> str:
@@ -242,7 +244,7 @@ def _cast_like(w: Writer, node: onnx.NodeProto, _: Mapping[str, Any]) -> str | N
     if like is None:
         raise NoRewriteError("with a type that is not a constant's")
     w.nodes.append(helper.make_node("Cast", [node.input[0]], [node.output[0]], to=like.data_type))
-    return node.output[0]
+    return str(node.output[0])
 
 
 # -- norms -----------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def _layer_norm(w: Writer, node: onnx.NodeProto, _: Mapping[str, Any]) -> str:
     del made.output[1:]
     made.output.extend([w.fresh(), w.fresh()])
     w.nodes.append(made)
-    return node.output[0]
+    return str(node.output[0])
 
 
 @rewrites("LRN")

@@ -28,9 +28,12 @@ def _explicit_pads(w: Writer, node: onnx.NodeProto, a: Mapping[str, Any]) -> str
     if all(stride == 1 for stride in strides):
         total = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     else:
+        sizes = w.spatial(node.input[0])
         total = [
             max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-            for size, k, s, d in zip(w.spatial(node.input[0]), kernel, strides, dilations, strict=True)
+            for size, k, s, d in zip(
+                w.spatial(node.input[0]), kernel, strides, dilations, strict=True
+            )
         ]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     pads = small + large if auto == "SAME_UPPER" else large + small
@@ -40,7 +43,7 @@ def _explicit_pads(w: Writer, node: onnx.NodeProto, a: Mapping[str, Any]) -> str
     del made.attribute[:]
     made.attribute.extend([*kept, helper.make_attribute("pads", pads)])
     w.nodes.append(made)
-    return node.output[0]
+    return str(node.output[0])
 
 
 @rewrites("ConvTranspose")
@@ -84,8 +87,7 @@ def _transposed_pads(
     if wanted or auto.startswith("SAME"):
         wanted = (wanted or [n * s for n, s in zip(sizes, strides, strict=True)])[-rank:]
         whole = [
-            (n - 1) * s + r + 1 + e
-            for n, s, r, e in zip(sizes, strides, reach, extra, strict=True)
+            (n - 1) * s + r + 1 + e for n, s, r, e in zip(sizes, strides, reach, extra, strict=True)
         ]
         total = [have - want for have, want in zip(whole, wanted, strict=True)]
         half, rest = [t // 2 for t in total], [t - t // 2 for t in total]
@@ -211,6 +213,6 @@ def _pad(w: Writer, node: onnx.NodeProto, a: Mapping[str, Any]) -> str | None:
         if size is None:
             raise NoRewriteError("along an axis of open size")
         inner = np.arange(max(0, -begin), size - max(0, -end))
-        order = np.pad(inner, (max(0, begin), max(0, end)), mode=mode)  # type: ignore[call-overload]
+        order = np.pad(inner, (max(0, begin), max(0, end)), mode=mode)
         made = w.op("Gather", made, w.constant(order, np.int64), axis=axis)
     return w.op("Identity", made, to=node.output[0])

@@ -30,9 +30,7 @@ def send(stream: IO[bytes], say: Mapping[str, Any], arrays: Mapping[str, Any]) -
     """
     held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # ascontiguousarray makes a scalar an array of one: the shape is the caller's
-    entries = [
-        [name, one.dtype.str, list(np.shape(arrays[name]))] for name, one in held.items()
-    ]
+    entries = [[name, one.dtype.str, list(np.shape(arrays[name]))] for name, one in held.items()]
     head = json.dumps({"say": dict(say), "arrays": entries}).encode()
     try:
         stream.write(len(head).to_bytes(_LENGTH, "little") + head)

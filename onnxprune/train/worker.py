@@ -41,7 +41,7 @@ def _import_training() -> Any:
     package = types.ModuleType("onnxruntime.training")
     package.__path__ = [str(Path(onnxruntime.__file__).parent / "training")]
     sys.modules["onnxruntime.training"] = package
-    onnx.IR_VERSION = min(onnx.IR_VERSION, _NEWEST_IR)  # it stamps what it writes with this
+    onnx.IR_VERSION = min(onnx.IR_VERSION, _NEWEST_IR)  # type: ignore[assignment]  # it stamps what it writes with this
     from onnxruntime.training import api, artifacts
 
     return artifacts, api
