@@ -81,7 +81,7 @@ class OrtTrainer:
             if node.op_type == "BatchNormalization" and not listed & set(node.input[3:5])
         )
         rewritten(made, frozen)
-        inferred = onnx.shape_inference.infer_shapes(made)
+        inferred = onnx.shape_inference.infer_shapes(made, data_prop=True)
         shapes = {
             value.name: tuple(
                 dim.dim_value if dim.HasField("dim_value") else None

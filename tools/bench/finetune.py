@@ -4,13 +4,13 @@
     python tools/bench/finetune.py --only resnet --trainer torch
 
 The networks of `models/` lose half of all channels (and 70 %), are refitted to the 256 images of
-`fashion_calib.npz`, and then trained for three epochs on 10,000 training images: without labels, by
-imitating the uncut network, and with them. PaddleOCR's orientation classifier, whose weights are in
-Constant nodes, does the same on rendered lines of text. Accuracy is that on test images that neither
-saw: the 10,000 of Fashion-MNIST, or 1,000 lines. Then 1,000 steps under 2:4: zeros must be exact, and
-masks must cost no more than 2 % of a step. Needs the Debian package dataset-fashion-mnist; the
-classifier also Pillow and TrueType fonts. Each table is printed as soon as a row is done, so that an
-interruption loses one row.
+`fashion_calib.npz`, and then trained for three epochs on 10,000 training images: without labels,
+by imitating the uncut network, and with them. PaddleOCR's orientation classifier, whose weights are
+in Constant nodes, does the same on rendered lines of text. Accuracy is that on test images that
+neither saw: the 10,000 of Fashion-MNIST, or 1,000 lines. Then 1,000 steps under 2:4: zeros must be
+exact, and masks must cost no more than 2 % of a step. Needs the Debian package
+dataset-fashion-mnist; the classifier also Pillow and TrueType fonts. A row is printed as soon as it
+is done, so that an interruption loses one row.
 """
 
 from __future__ import annotations
