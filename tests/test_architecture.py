@@ -41,7 +41,8 @@ ORDER = tuple(
     report.tables report.tuned report.plots report.studies
     checks restoring request pipeline sparsifying studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
-    train.rewrites train.losses train.spatial train.place train.ort train.backends train.batching train.zeros
+    train.rewrites train.losses train.spatial train.place train.ort train.backends
+    train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
     train.judge train.loop train.session tuning
     terminal
