@@ -167,7 +167,8 @@ def main() -> int:
         note = " ".join(__doc__.split("\n\n")[2].split())
         args.markdown.write_text(
             "# Network Slimming from ONNX alone\n\n"
-            f"Written by `tools/bench/slimming.py`. {note}\n\n{args.images} images, {args.epochs} epochs of sparsity training, {args.tune} of "
+            f"Written by `tools/bench/slimming.py`. {note}\n\n"
+            f"{args.images} images, {args.epochs} epochs of sparsity training, {args.tune} of "
             f"fine-tuning.\n\n{text}\n",
             "utf-8",
         )
