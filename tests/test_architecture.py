@@ -40,6 +40,7 @@ ORDER = tuple(
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
     checks restoring request pipeline sparsifying studies
+    train train.protocol
     terminal
     commands commands.options commands.inspect commands.shrink commands.sparsify
     commands.sensitivity commands.sweep commands.compare commands.schema
