@@ -154,9 +154,11 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> Arrays:
-        """All that is needed to go on to the same result: ``weights()`` by their names and the
-        optimizer's own arrays by names with a ``#`` in front (a count of steps is a 0-d array).
-        """  # fmt: skip
+        """All that is needed to go on to the same result.
+
+        That is ``weights()`` by their names, and the optimizer's own arrays by names with a ``#``
+        in front (a count of steps is a 0-d array).
+        """
         ...
 
     def load(self, state: Arrays) -> None:
