@@ -51,12 +51,12 @@ def scan(node: Op, *inputs: Any) -> Any:
         outs = node.bodies["body"]([*held, *parts], node.scope)
         held, made = outs[: len(held)], outs[len(held) :]
         collected.append(made)
-    outs = []
+    results = []
     out_axes = node.attributes.get("scan_output_axes", [0] * len(collected[0]))
     out_back = node.attributes.get("scan_output_directions", [0] * len(collected[0]))
-    for made, axis, turned in zip(zip(*collected, strict=True), out_axes, out_back, strict=True):
-        outs.append(torch.stack(list(made)[:: -1 if turned else 1], axis))
-    return *held, *outs
+    for parts, axis, turned in zip(zip(*collected, strict=True), out_axes, out_back, strict=True):
+        results.append(torch.stack(list(parts)[:: -1 if turned else 1], axis))
+    return *held, *results
 
 
 @op("SequenceConstruct")

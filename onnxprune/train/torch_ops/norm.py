@@ -23,12 +23,14 @@ def batch_normalization(
         return _by_batch(node, x, scale, bias, mean, variance)
     if node.inputs[3] not in node.setting.statistics or count < 2:
         return torch.batch_norm(x, scale, bias, mean, variance, False, 0.0, epsilon, False)
-    fresh, before = 1.0 - node.real("momentum", 0.9), variance.clone()
-    y = torch.batch_norm(x, scale, bias, mean, variance, True, fresh, epsilon, False)
+    fresh = 1.0 - node.real("momentum", 0.9)
+    moved = mean.clone(), variance.clone()  # the gradient keeps what torch is given
+    y = torch.batch_norm(x, scale, bias, *moved, True, fresh, epsilon, False)
     with torch.no_grad():
-        # torch left (1 - fresh) · before + fresh · v · N / (N - 1)
+        # torch made (1 - fresh) · before + fresh · v · N / (N - 1) of the variance
         share = (count - 1) / count
-        variance.mul_(share).add_(before, alpha=(1.0 - share) * (1.0 - fresh))
+        mean.copy_(moved[0])
+        variance.mul_((1.0 - share) * (1.0 - fresh)).add_(moved[1], alpha=share)
     return y
 
 

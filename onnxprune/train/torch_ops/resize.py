@@ -156,7 +156,7 @@ def _matrix(node: Op, mode: str, axis: Axis, where: Float64Array) -> Float64Arra
     alpha = node.real("cubic_coeff_a", -0.75)
     weights = _cubic(distance, alpha) if mode == "cubic" else np.maximum(1 - distance, 0)
     inside = (places >= 0) & (places < axis.before)
-    excluded = bool(node.integer("exclude_outside", 0)) or wide
+    excluded = bool(node.integer("exclude_outside", 0))
     if excluded:
         weights = np.where(inside, weights, 0.0)
     if excluded or wide:
