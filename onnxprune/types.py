@@ -180,6 +180,65 @@ class ModelStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch of training.
+
+    Attributes:
+        number: From 1; 0 is the state before the first.
+        loss: Mean loss of its steps, NaN for number 0.
+        held_out: Loss on the samples held out.
+        metric: Share of the held-out samples with the right class, or the teacher's; NaN where
+            there are no classes.
+        seconds: Wall-clock time.
+    """
+
+    number: int
+    loss: float
+    held_out: float
+    metric: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning did.
+
+    Attributes:
+        trainer: Who computed.
+        losses: Kinds of loss, such as ``("kd",)``.
+        optimizer: ``adamw`` or ``sgd``.
+        rate: Largest learning rate.
+        batch_size: Samples of a step.
+        samples: Trained on, and held out.
+        weights: Weights that were trained, and elements of them.
+        zeros: Elements that had to stay zero.
+        measure: What ``metric`` of an epoch is: ``top1``, ``agreement`` or "".
+        epochs: Before the first, then one by one.
+        best: Number of the epoch whose weights were kept.
+        checked: Weights whose gradients were compared with finite differences.
+        drift_before: Of the model that came in from the teacher, by output.
+        drift_after: Of the result.
+        small_scales: Share of BatchNormalization scales under 1 % of the largest, before and after.
+    """
+
+    trainer: str
+    losses: tuple[str, ...]
+    optimizer: str
+    rate: float
+    batch_size: int
+    samples: tuple[int, int]
+    weights: tuple[int, int]
+    zeros: int
+    measure: str
+    epochs: tuple[Epoch, ...]
+    best: int
+    checked: int
+    drift_before: Mapping[str, Drift] = field(default_factory=dict)
+    drift_after: Mapping[str, Drift] = field(default_factory=dict)
+    small_scales: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """How far one output of the pruned model lies from the original's.
 
@@ -530,6 +589,7 @@ class Report:
         rounded: Channels left were rounded to something.
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
+        tuned: What fine-tuning did, None where there was none.
     """
 
     verb: str
@@ -555,3 +615,4 @@ class Report:
     rounded: bool = False
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None
+    tuned: Tuned | None = None
