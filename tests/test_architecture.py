@@ -41,6 +41,12 @@ ORDER = tuple(
     report.tables report.plots report.studies
     checks restoring request pipeline sparsifying studies
     train train.protocol
+    train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
+    train.torch_ops.elementwise train.torch_ops.activation train.torch_ops.conv
+    train.torch_ops.pool train.torch_ops.norm train.torch_ops.movement train.torch_ops.index
+    train.torch_ops.reduce train.torch_ops.linear train.torch_ops.attention train.torch_ops.resize
+    train.torch_ops.recurrent train.torch_ops.control train.torch_ops
+    train.torch_graph train.torch_trainer
     terminal
     commands commands.options commands.inspect commands.shrink commands.sparsify
     commands.sensitivity commands.sweep commands.compare commands.schema
@@ -49,7 +55,7 @@ ORDER = tuple(
 )
 
 # Imported inside functions only: they take long, and `--help` does not need them.
-HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib"}
+HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "torch"}
 # Third-party packages by their import name, as pyproject.toml lists them.
 THIRD_PARTY = {
     "distributed": "dask",
@@ -64,6 +70,7 @@ THIRD_PARTY = {
     "pydantic": "pydantic",
     "rich": "typer",  # which brings it
     "threadpoolctl": "threadpoolctl",
+    "torch": "torch",
     "typer": "typer",
 }
 
@@ -153,7 +160,8 @@ def test_third_party_imports_are_declared_dependencies() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    declared = " ".join([*project["dependencies"], *extras["dask"], *extras["report"]])
+    optional = (*extras["dask"], *extras["report"], *extras["torch"])
+    declared = " ".join([*project["dependencies"], *optional])
     used = {
         name.split(".")[0]
         for path in MODULES.values()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.errors import InvariantError, UnsupportedModelError, UsageError
+from onnxprune.errors import InvariantError, TrainingError, UsageError
 from onnxprune.train.protocol import Arrays, Blocking, Job, Term
 from onnxprune.train.torch_graph import TorchGraph, unknown
 from onnxprune.train.torch_ops.lazy import Tensor, functional, torch
@@ -36,6 +36,12 @@ class TorchTrainer:
     name = "torch"
 
     def __init__(self, device: str = "auto", *, channels_last: bool | None = None) -> None:
+        """Ready to prepare; PyTorch is imported here.
+
+        Raises:
+            MissingExtraError: It is not installed.
+        """
+        self.version = str(torch.__version__)
         self._device, self._channels_last = device, channels_last
         self._graph: TorchGraph | None = None
         self._threads: int | None = None
@@ -55,7 +61,6 @@ class TorchTrainer:
         Raises:
             UnsupportedModelError: An operator is not known.
             UsageError: The device is not there, or a weight is not.
-            MissingExtraError: PyTorch is not installed.
         """
         device = _device(self._device)
         if job.threads:
@@ -71,7 +76,7 @@ class TorchTrainer:
         if _images(graph) if self._channels_last is None else self._channels_last:
             graph.use_channels_last()
         self._job, self._graph = job, graph
-        self._optimizer = _optimizer(graph, job)
+        self._optimizer, self._steps = _optimizer(graph, job), 0
         self._masks = {
             name: torch.as_tensor(np.array(mask, np.float32)).to(graph.parameters[name])
             for name, mask in job.masks.items()
@@ -97,7 +102,8 @@ class TorchTrainer:
         """Make one update and return the loss before it, without L1.
 
         Raises:
-            UnsupportedModelError: A node cannot be computed, or memory is short.
+            UnsupportedModelError: A node cannot be computed.
+            TrainingError: PyTorch failed on the way back, or memory is short.
         """
         graph, job = self._ready(), self._job
         self._optimizer.zero_grad()
@@ -115,6 +121,7 @@ class TorchTrainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
+        self._steps += 1
         self._keep_zeros()
         return float(loss)
 
@@ -133,7 +140,6 @@ class TorchTrainer:
     def state(self) -> Arrays:
         """``weights()`` and the optimizer's arrays: ``#steps``, ``#m/NAME``, ``#v/NAME``."""
         found = dict(self.weights())
-        steps = 0
         for name, weight in self._ready().parameters.items():
             own = self._optimizer.state.get(weight, {})
             for prefix, key in _MOMENTS[self._job.optimizer].items():
@@ -141,8 +147,7 @@ class TorchTrainer:
                 found[prefix + name] = _array(
                     torch.zeros_like(weight) if moment is None else moment
                 )
-            steps = max(steps, int(own.get("step", 0)))
-        found[_STEPS] = np.array(steps, np.int64)
+        found[_STEPS] = np.array(self._steps, np.int64)
         return found
 
     def load(self, state: Arrays) -> None:
@@ -153,6 +158,7 @@ class TorchTrainer:
                 if name in state:
                     tensor = graph.constant(name)
                     tensor.copy_(torch.from_numpy(np.array(state[name])))
+        self._steps = int(state.get(_STEPS, np.array(self._steps)))
         for name, weight in graph.parameters.items():
             own = {}
             for prefix, key in _MOMENTS[self._job.optimizer].items():
@@ -161,7 +167,7 @@ class TorchTrainer:
                     own[key] = torch.empty_like(weight).copy_(moment).detach()
             if own:
                 if self._job.optimizer == "adamw":
-                    own["step"] = torch.tensor(float(state[_STEPS]))
+                    own["step"] = torch.tensor(float(self._steps))
                 self._optimizer.state[weight] = own
         self._keep_zeros()
 
@@ -258,7 +264,7 @@ def _one_line() -> Iterator[None]:
     """What torch itself raises, as one line: of the backward pass, for the most part."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = "a smaller --batch-size needs less" if "memory" in reason else ""
-        raise UnsupportedModelError(f"trainer 'torch' cannot train: {reason}", hint=hint) from error
+        raise TrainingError(f"trainer 'torch' failed: {reason}", hint=hint) from error
