@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxprune.sparsifying import sparsify as sparsify
     from onnxprune.studies import sensitivity as sensitivity
     from onnxprune.studies import sweep as sweep
+    from onnxprune.tuning import finetune as finetune
     from onnxprune.twin import masked_twin as masked_twin
     from onnxprune.types import Limits as Limits
     from onnxprune.types import Report as Report
@@ -56,6 +57,7 @@ _HOME = {
     "load": "io",
     "save": "io",
     "compare": "pipeline",
+    "finetune": "tuning",
     "inspect": "pipeline",
     "shrink": "pipeline",
     "report": "report.build",
@@ -87,6 +89,7 @@ __all__ = [
     "analyse",
     "compare",
     "errors",
+    "finetune",
     "inspect",
     "load",
     "load_data",

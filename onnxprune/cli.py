@@ -15,6 +15,7 @@ import typer
 
 from onnxprune import __version__
 from onnxprune.commands.compare import compare
+from onnxprune.commands.finetune import finetune
 from onnxprune.commands.inspect import inspect
 from onnxprune.commands.options import Command
 from onnxprune.commands.schema import schema
@@ -72,6 +73,7 @@ _VERBS: dict[Callable[..., None], str] = {
     sensitivity: "Measure what each group of channels can lose.",
     sweep: "Measure the model cut at several ratios.",
     compare: "Measure how far two models are apart.",
+    finetune: "Train the weights of a model on.",
     schema: "Print a JSON Schema.",
 }
 for _verb, _help in _VERBS.items():

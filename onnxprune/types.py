@@ -218,7 +218,6 @@ class Tuned:
         checked: Weights whose gradients were compared with finite differences.
         drift_before: Of the model that came in from the teacher, by output.
         drift_after: Of the result.
-        small_scales: Share of BatchNormalization scales under 1 % of the largest, before and after.
     """
 
     trainer: str
@@ -235,7 +234,6 @@ class Tuned:
     checked: int
     drift_before: Mapping[str, Drift] = field(default_factory=dict)
     drift_after: Mapping[str, Drift] = field(default_factory=dict)
-    small_scales: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,7 +564,7 @@ class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
     Attributes:
-        verb: ``inspect``, ``shrink``, ``sparsify`` or ``compare``.
+        verb: ``inspect``, ``shrink``, ``sparsify``, ``compare`` or ``finetune``.
         input_path: File of the model, "" for one in memory.
         before: Its cost.
         output_path: File that was written, or None.

@@ -18,6 +18,7 @@ from onnxprune.report.model import (
     CostJson,
     DensityJson,
     DriftJson,
+    EpochJson,
     GroupJson,
     HeldJson,
     LatencyJson,
@@ -28,6 +29,7 @@ from onnxprune.report.model import (
     SparsityJson,
     StatsJson,
     ThinLayerJson,
+    TunedJson,
     TwinJson,
     VerifyJson,
     WidthJson,
@@ -47,6 +49,7 @@ from onnxprune.types import (
     Report,
     Sparsified,
     ThinLayer,
+    Tuned,
     TwinResult,
     Verdict,
     Width,
@@ -190,6 +193,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         layers=[_layer(layer) for layer in report.layers],
         sparsity=None if report.sparsified is None else _sparsity(report.sparsified),
         held=None if report.held is None else [_held(one) for one in report.held],
+        tuned=None if report.tuned is None else _tuned(report.tuned),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -314,6 +318,35 @@ def _held(one: HeldWeight) -> HeldJson:
         blocks=dict(one.blocks),
         zero_outputs=one.zero_outputs,
         zero_channels=one.zero_channels,
+    )
+
+
+def _tuned(found: Tuned) -> TunedJson:
+    return TunedJson(
+        trainer=found.trainer,
+        losses=list(found.losses),  # type: ignore[arg-type]  # pydantic checks it
+        optimizer=found.optimizer,  # type: ignore[arg-type]  # pydantic checks it
+        rate=found.rate,
+        batch_size=found.batch_size,
+        samples=found.samples,
+        tensors=found.weights[0],
+        weights=found.weights[1],
+        zeros=found.zeros,
+        measure=found.measure,  # type: ignore[arg-type]  # pydantic checks it
+        epochs=[
+            EpochJson(
+                number=one.number,
+                loss=_finite(one.loss),
+                held_out=_finite(one.held_out),
+                metric=_finite(one.metric),
+                seconds=round(one.seconds, 2),
+            )
+            for one in found.epochs
+        ],
+        best=found.best,
+        checked=found.checked,
+        drift_before={name: _drift(one) for name, one in found.drift_before.items()},
+        drift_after={name: _drift(one) for name, one in found.drift_after.items()},
     )
 
 

@@ -38,7 +38,7 @@ def check_gradients(trainer: Trainer, job: Job, inputs: Arrays, targets: Arrays)
     """
     start = dict(trainer.state())
     loss, gradients = trainer.gradients(inputs, targets)
-    gradients = {name: np.array(one, np.float32) for name, one in gradients.items()}
+    found = {name: np.array(one, np.float32) for name, one in gradients.items()}
     trainer.load(start)
     again, _ = trainer.gradients(inputs, targets)
     trainer.load(start)
@@ -46,7 +46,7 @@ def check_gradients(trainer: Trainer, job: Job, inputs: Arrays, targets: Arrays)
         return 0
     compared = 0
     for name in _spread(job.weights, _TENSORS):
-        slope, ratio = _compare(trainer, job, start, (inputs, targets), name, loss, gradients[name])
+        slope, ratio = _compare(trainer, job, start, (inputs, targets), name, loss, found[name])
         if ratio is None:
             continue
         compared += 1
@@ -73,9 +73,8 @@ def _compare(
     None where the loss hardly depends on the weight, so that rounding hides it.
     """
     weight = np.asarray(start[name], np.float32)
-    along = (
-        gradient if name not in job.masks else gradient * np.asarray(job.masks[name], np.float32)
-    )
+    mask = job.masks.get(name)
+    along = gradient if mask is None else gradient * np.asarray(mask, np.float32)
     slope = float(np.linalg.norm(along))
     reach = _FARTHEST * (float(np.linalg.norm(weight)) or 1.0)
     if slope * reach < 1e-4 * max(abs(loss), 1e-3):

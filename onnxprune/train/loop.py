@@ -101,6 +101,7 @@ class Loop:
     _epoch: int = 0
     _losses: list[float] = field(default_factory=list)
     _saved: float = 0.0
+    _begun: float = 0.0
     _full: bool = False
 
     def run(self, resume: Checkpoint | None = None) -> None:
@@ -145,6 +146,7 @@ class Loop:
         """The rest of the epoch, step by step."""
         course, schedule = self.course, self.course.schedule
         order = course.order(self._epoch)
+        self._begun = time.monotonic()
         for step in range(len(self._losses), course.steps):
             at = order[step * course.batch_size : (step + 1) * course.batch_size]
             inputs, targets = course.batch(at)
@@ -163,7 +165,8 @@ class Loop:
         judged = self.course.judge.epoch(weights)
         number = self._epoch + 1
         loss = sum(self._losses) / len(self._losses)
-        self.history.append(replace(judged, number=number, loss=loss))
+        spent = time.monotonic() - self._begun
+        self.history.append(replace(judged, number=number, loss=loss, seconds=spent))
         # Only a strict gain counts: weights that came in stay where training brings nothing.
         ahead = self.course.judge.rank(judged) > self.course.judge.rank(self._held())
         if ahead or self.course.penalised:

@@ -31,9 +31,7 @@ def _explicit_pads(w: Writer, node: onnx.NodeProto, a: Mapping[str, Any]) -> str
         sizes = w.spatial(node.input[0])
         total = [
             max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-            for size, k, s, d in zip(
-                w.spatial(node.input[0]), kernel, strides, dilations, strict=True
-            )
+            for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
         ]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     pads = small + large if auto == "SAME_UPPER" else large + small
