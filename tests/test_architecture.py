@@ -44,8 +44,14 @@ ORDER = tuple(
     report.schemas report.tables report.tuned report.plots report.studies
     checks checking restoring request pipeline sparsifying studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
-    train.rewrites train.losses train.spatial train.place train.ort train.backends
-    train.batching train.zeros
+    train.rewrites train.losses train.spatial train.place train.ort
+    train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
+    train.torch_ops.elementwise train.torch_ops.activation train.torch_ops.conv
+    train.torch_ops.pool train.torch_ops.norm train.torch_ops.movement train.torch_ops.index
+    train.torch_ops.reduce train.torch_ops.linear train.torch_ops.attention train.torch_ops.resize
+    train.torch_ops.recurrent train.torch_ops.control train.torch_ops
+    train.torch_graph train.torch_trainer
+    train.backends train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
     train.judge train.loop train.session tuning
     terminal
@@ -57,7 +63,7 @@ ORDER = tuple(
 )
 
 # Imported inside functions only: they take long, and `--help` does not need them.
-HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "tensorrt_rtx"}
+HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "tensorrt_rtx", "torch"}
 # Third-party packages by their import name, as pyproject.toml lists them.
 THIRD_PARTY = {
     "distributed": "dask",
@@ -73,6 +79,7 @@ THIRD_PARTY = {
     "rich": "typer",  # which brings it
     "threadpoolctl": "threadpoolctl",
     "tensorrt_rtx": "tensorrt-rtx-cu12",
+    "torch": "torch",
     "typer": "typer",
 }
 
@@ -162,7 +169,7 @@ def test_third_party_imports_are_declared_dependencies() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [one for name in ("dask", "report", "tensorrt") for one in extras[name]]
+    optional = [one for name in ("dask", "report", "tensorrt", "torch") for one in extras[name]]
     declared = " ".join([*project["dependencies"], *optional])
     used = {
         name.split(".")[0]
