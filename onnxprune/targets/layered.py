@@ -116,7 +116,8 @@ def width_findings(layers: Sequence[LayerReport]) -> Iterator[Finding]:
 
 def _width(label: str, side: Width, verb: str) -> Finding:
     count = side.before if side.after is None else side.after
-    text = f"{verb} {count} channels, not a multiple of {side.wants}"
+    channels = "channel" if count == 1 else "channels"
+    text = f"{verb} {count} {channels}, not a multiple of {side.wants}"
     if side.why.endswith(_CURABLE):
         return Finding(
             WARNING, "channels", label, text, f"shrink --round-to {side.wants} aligns them"
