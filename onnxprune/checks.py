@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from onnxprune.data import Data
@@ -27,6 +28,63 @@ class Check:
     limits: Limits
     data: Data | None
     seed: int
+
+
+def check_kinds(
+    *,
+    numbers: Mapping[str, object] | None = None,
+    wholes: Mapping[str, object] | None = None,
+    texts: Mapping[str, object] | None = None,
+) -> None:
+    """Refuse option values of a kind that means nothing, by option; None is none given.
+
+    Raises:
+        UsageError: One is of another kind.
+    """
+    for kinds, given, wanted in (
+        ((int, float, np.integer, np.floating), numbers, "a number"),
+        ((int, np.integer), wholes, "a whole number"),
+        (str, texts, "a text"),
+    ):
+        for name, value in (given or {}).items():
+            if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+                continue
+            raise UsageError(
+                f"{name.replace('_', '-')} is {value!r}, not {wanted}", hint=f"give {wanted}"
+            )
+
+
+def check_patterns(**given: object) -> None:
+    """Refuse what is neither a pattern of names nor a sequence of such.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    for name, value in given.items():
+        if isinstance(value, str):
+            continue
+        if not (isinstance(value, Sequence) and all(isinstance(one, str) for one in value)):
+            raise UsageError(f"{name} is {value!r}", hint="give one pattern, or a list of them")
+
+
+def check_mappings(**given: object) -> None:
+    """Refuse what maps no names to numbers or shapes; None is none given.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise UsageError(f"{name} is {value!r}", hint="give a mapping by name")
+        for key, one in (value or {}).items():
+            sizes = one if isinstance(one, tuple | list) else (one,)
+            if not all(_is_number(size) for size in sizes):
+                raise UsageError(f"{name} of '{key}' is {one!r}", hint="give numbers")
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating)
+    return number and not isinstance(value, bool)
 
 
 def check_level(level: str, limits: Limits) -> None:

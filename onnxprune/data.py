@@ -20,6 +20,7 @@ from onnxprune.standins import stand_ins
 from onnxprune.types import AnyArray, Shape
 
 _log = logging.getLogger(__name__)
+_IN_MEMORY = "the given arrays"  # instead of a file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class Data:
     def probes(self) -> tuple[Batch, ...]:
         """First and last batch: enough to test exactness, and two sizes wherever there are two."""
         return (self.batches[0], self.batches[-1]) if len(self.batches) > 1 else (self.batches[0],)
+
+
+AnyData = Data | Path | str | Mapping[str, AnyArray]
 
 
 def digest_of(data: Data | None) -> str | None:
@@ -124,7 +128,53 @@ def load_data(path: Path | str, model: Model, *, batch: int = 32, limit: int | N
     """
     path = Path(path)
     inputs = inputs_of(model)
-    arrays = _read(path, inputs)
+    return _cut_up(path, inputs, _read(path, inputs), batch, limit)
+
+
+def as_data(data: AnyData | None, model: Model) -> Data | None:
+    """Data of whatever the caller has: as they are, an ``.npz`` file, or arrays by input name.
+
+    Raises:
+        UsageError: They cannot be read, do not fit the model, or are something else.
+    """
+    match data:
+        case None | Data():
+            return data
+        case str() | Path():
+            return load_data(data, model)
+        case Mapping():
+            return given_arrays(data, model)
+    raise UsageError(
+        f"data is a {type(data).__name__}",
+        hint="give an .npz file, a mapping of input name to array, or Data",
+    )
+
+
+def given_arrays(
+    arrays: Mapping[str, AnyArray], model: Model, *, batch: int = 32, limit: int | None = None
+) -> Data:
+    """``load_data`` for arrays that are in memory already, by input name.
+
+    Raises:
+        UsageError: They do not fit the model.
+    """
+    name, inputs = Path(_IN_MEMORY), inputs_of(model)
+    try:
+        named = {str(key): np.asarray(array) for key, array in arrays.items()}
+    except ValueError as error:  # rows of unequal length
+        raise UsageError(f"data cannot be made into arrays: {error}") from error
+    keys = list(named)
+    found = {value.name: named[_key(name, keys, value, inputs)] for value in inputs}
+    return _cut_up(name, inputs, found, batch, limit)
+
+
+def _cut_up(
+    path: Path,
+    inputs: Sequence[Input],
+    arrays: Mapping[str, AnyArray],
+    batch: int,
+    limit: int | None,
+) -> Data:
     for value in inputs:
         _check_values(path, value, arrays[value.name])
     step = _step(inputs, arrays, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from onnxprune import fields
 from onnxprune.graph import Graph, Node
+from onnxprune.ops.view import INTERFACE
 from onnxprune.rows import Signature, cut_axis, hashes, matrix
 from onnxprune.shapes import Environment
 from onnxprune.slots import content
@@ -28,6 +30,7 @@ from onnxprune.types import (
 )
 
 NOT_READ = "no weight reads it"
+_INPUT = re.compile(rf"input '([^']+)', {INTERFACE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,8 +437,16 @@ class Grouping:
     def _reasons(
         self, present: IntArray, consuming: BoolArray, frozen: BoolArray
     ) -> list[str | None]:
-        """Why each component stays: the first freeze in execution order that touched it."""
+        """Why each component stays: the first freeze in execution order that touched it.
+
+        Where that is the shape of an input, the other inputs it must fit are named too.
+        """
         reasons = self.tracer.reasons
+        fits: dict[int, list[str]] = {}
+        for slots, text in reasons:
+            if INTERFACE in text:
+                for label in np.unique(self.labels[np.abs(slots)]).tolist():
+                    fits.setdefault(label, []).append(text)
         earliest = np.full(self.table.size, len(reasons), np.int64)
         for number in range(len(reasons) - 1, -1, -1):
             earliest[self.labels[np.abs(reasons[number][0])]] = number
@@ -444,9 +455,8 @@ class Grouping:
             if frozen[label]:
                 number = earliest[label]
                 known = number < len(reasons)
-                result.append(
-                    reasons[number][1] if known else "shares rows with channels that stay"
-                )
+                why = reasons[number][1] if known else "shares rows with channels that stay"
+                result.append(_with_inputs(why, fits.get(int(label), ())))
             elif not consuming[label]:
                 result.append(NOT_READ)
             else:
@@ -525,6 +535,16 @@ class Grouping:
                 neighbours[int(touched[0])].add(int(other))
                 neighbours[int(other)].add(int(touched[0]))
         return [_balance_set([cells[i] for i in part]) for part in _components(neighbours)]
+
+
+def _with_inputs(why: str, reasons: Sequence[str]) -> str:
+    """A reason that is the shape of an input, with the other inputs of which that is true."""
+    known = _INPUT.findall(why)
+    if not known:
+        return why
+    named = dict.fromkeys(name for text in reasons for name in _INPUT.findall(text))
+    others = (f"; input '{name}', {INTERFACE}, too" for name in named if name not in known)
+    return why + "".join(others)
 
 
 def _positions_within(group_of: IntArray) -> IntArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnxprune.io import Model, write_to
 from onnxprune.patterns import NM, Block, Kernel, parse
 from onnxprune.recipe import Recipe, SparsifyOptions
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, thin
-from onnxprune.types import Float64Array, Sparsified, ThinLayer
+from onnxprune.types import Float64Array, Refitted, Sparsified, ThinLayer
 from onnxprune.validate import bits
 
 METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
@@ -30,14 +31,23 @@ def check_method(method: str) -> None:
         raise UsageError(f"method is '{method}'", hint=f"give one of {', '.join(METHODS)}")
 
 
-def halved(pattern: str) -> SparsifyOptions:
-    """Options for a pattern alone: half goes, where it does not imply a share.
+def afterwards(pattern: str | None, sparsity: float | None) -> SparsifyOptions | None:
+    """Options for a pattern to impose after a cut: half goes, where nothing else is said.
+
+    Args:
+        pattern: The pattern, None for none.
+        sparsity: Share that goes; None takes what the pattern implies, or half.
 
     Raises:
-        UsageError: There is no such pattern.
+        UsageError: There is no such pattern, it means another share, or there is a share alone.
     """
-    implied = isinstance(parse(pattern), NM)
-    return options_of(Wish.read(pattern, None if implied else 0.5), MAGNITUDE)
+    if pattern is None:
+        if sparsity is not None:
+            raise UsageError("sparsity goes with a pattern", hint="--then unstructured")
+        return None
+    if sparsity is None and not isinstance(parse(pattern), NM):
+        sparsity = 0.5
+    return options_of(Wish.read(pattern, sparsity), MAGNITUDE)
 
 
 def impose(model: Model, options: SparsifyOptions) -> Thinned:
@@ -58,6 +68,23 @@ def impose(model: Model, options: SparsifyOptions) -> Thinned:
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UnsupportedModelError(f"no layer can take pattern {options.pattern}: {said}{more}")
     return found
+
+
+def by_method(found: Thinned, fitted: Sequence[Refitted], method: str) -> Thinned:
+    """The same, with the method in each layer that was solved for.
+
+    Args:
+        found: What was imposed; layers that no data spoke of keep their largest weights.
+        fitted: What was solved.
+        method: How.
+    """
+    nodes = {one.node for one in fitted if one.ridge is not None}
+    solved = {one.tensor for one in found.done if one.node in nodes}
+    layers = (
+        replace(one, method=method) if one.done and one.tensor in solved else one
+        for one in found.layers
+    )
+    return replace(found, layers=tuple(layers))
 
 
 def measured_against(before: Model, found: Thinned) -> Thinned:

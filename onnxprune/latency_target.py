@@ -17,6 +17,7 @@ from onnxprune.latency import LatencyTable
 from onnxprune.rewrite import operate
 from onnxprune.runtime import RuntimeUnavailable, cannot_run
 from onnxprune.select import PruningPlan
+from onnxprune.timed import batch_of, p90
 from onnxprune.timing import compare_timings, measure, timing
 from onnxprune.types import AnyArray, Latency
 
@@ -166,7 +167,10 @@ def _compared(source: Model, made: Model, feeds: Mapping[str, AnyArray]) -> Late
     ratio, _, _ = compare_timings(old, new)
     intervals = [compare_timings(*pair)[1:] for pair in pairs]
     low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
-    return Latency(old.seconds, new.seconds, ratio, low, high, new.runs, _THREADS)
+    return Latency(
+        old.seconds, new.seconds, ratio, low, high, new.runs, _THREADS,
+        before_p90=p90(old), after_p90=p90(new), batch=batch_of(feeds),
+    )  # fmt: skip
 
 
 def feeds_of(graph: DependencyGraph, data: Data | None, seed: int) -> Mapping[str, AnyArray]:

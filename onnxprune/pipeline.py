@@ -15,22 +15,33 @@ from onnxprune.checks import (
     AnyModel,
     Check,
     check_allowance,
+    check_kinds,
     check_level,
+    check_mappings,
     check_outputs,
+    check_patterns,
     check_restore,
     check_sources,
 )
 from onnxprune.cost import stats, stats_after
 from onnxprune.curves import Allowance
-from onnxprune.data import Data, load_data, random_data
+from onnxprune.data import AnyData, Data, as_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
-from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
+from onnxprune.errors import BUG, RecipeError, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
-from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
+from onnxprune.impose import (
+    afterwards,
+    by_method,
+    check_replay,
+    impose,
+    measured_against,
+    sparsified,
+)
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
+from onnxprune.latency_target import feeds_of
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
 from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
@@ -47,9 +58,10 @@ from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.targets.trtexec import next_step
 from onnxprune.thin import Thinned
-from onnxprune.timing import compare_timings, measure
+from onnxprune.tidy import Tidy, check_tidied, tidied
+from onnxprune.timed import latency_of, timed_in_turn, timing_wanted
 from onnxprune.twin import masked_twin
-from onnxprune.types import Latency, Limits, Report, Shape, Verdict
+from onnxprune.types import Limits, Report, Shape, Verdict
 from onnxprune.valued import imposed
 from onnxprune.verify import ABSORBED_TOLERANCE
 from onnxprune.verify import verify as run_checks
@@ -71,7 +83,7 @@ def shrink(
     scope: str | None = None,
     importance: str | Scorer = "auto",
     aggregate: str | None = None,
-    round_to: int | str = 1,
+    round_to: int | str | None = None,
     min_channels: int = 1,
     max_ratio: float = 0.9,
     ignore: str | Sequence[str] = (),
@@ -85,8 +97,13 @@ def shrink(
     steps: int = 1,
     schedule: str = "polynomial",
     then: str | None = None,
+    sparsity: float | None = None,
+    fold_bn: bool = False,
+    simplify: bool = False,
+    latency: bool | None = False,
+    threads: int | None = 1,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     verify: str = "full",
     max_drift: float | None = None,
@@ -108,14 +125,15 @@ def shrink(
         recipe: A recipe to repeat, or the file that has it (.json, or a model made by onnxprune).
         targets: Instead of a ratio the share to be left of ``macs``, ``params``, ``bytes`` or
             ``latency``, by name; of several the hardest binds. Latency is that of one thread of
-            ONNX Runtime on this machine: predicted, then measured, and ``round_to`` is then
-            ``auto`` unless it is more than 1.
+            ONNX Runtime on this machine: predicted, then measured.
         scope: ``local`` takes the ratio of each group, ``global`` of the whole model,
             ``isomorphic`` of all groups of a kind. None: local for a ratio, isomorphic for targets.
         importance: How channels are ranked, as in ``score``. ``auto`` tries several rankings on
             calibration data and takes the one whose cut moves the outputs least.
         aggregate: As in ``score``.
-        round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware.
+        round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware. None:
+            1 for a ratio; for targets 16, 8, ``auto``, 4 or 1, the first that comes within 0.01;
+            ``auto`` where latency or ``then`` counts.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
         ignore: Pattern or patterns of nodes and tensors whose groups are kept whole.
@@ -136,11 +154,17 @@ def shrink(
         schedule: How much goes in each step: ``polynomial`` takes much at first, ``linear`` equal
             shares.
         then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
-            where there is one, else the smallest weights go. ``round_to`` is then ``auto``, and
-            knows of it, unless it is more than 1. Patterns that imply no share take half.
+            where there is one, else the smallest weights go. Patterns that imply no share take
+            half.
+        sparsity: Share of weights that ``then`` takes; None is what N:M implies, or half.
+        fold_bn: At last fold BatchNormalization, and scales and shifts, into the layers beside.
+        simplify: At last compute what is constant, and leave out what does nothing or is there
+            twice.
+        latency: Time original and result in ONNX Runtime, in turn; None does so where it is quick.
+        threads: For that; None takes one for each usable core.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
-            ``Data``; None verifies on random inputs.
+        data: Calibration data, for ranking, restoring and verification: an ``.npz`` file,
+            arrays by input name, or ``Data``; None verifies on random inputs.
         seed: For random inputs and ``importance="random"``.
         verify: ``none``, ``twin`` (is the surgery right) or ``full`` (drift too).
         max_drift: Most relative L2 difference of any output that is allowed.
@@ -160,16 +184,31 @@ def shrink(
         UsageError: An option or an output path cannot be used.
         ModelError: The model is unreadable or invalid.
         UnsupportedModelError: Nothing in it can be pruned.
-        RecipeError: The recipe does not fit.
+        RecipeError: The recipe does not fit, or is one of ``sparsify``.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
         TargetError: A target is out of reach.
     """
+    check_kinds(
+        numbers={
+            "ratio": ratio, "sparsity": sparsity, "max_ratio": max_ratio, "max_loss": max_loss,
+            "max_drift": max_drift, "min_cosine": min_cosine, "min_top1": min_top1,
+        },
+        wholes={"min_channels": min_channels, "seed": seed},
+        texts={
+            "scope": scope, "aggregate": aggregate, "attention": attention, "restore": restore,
+            "schedule": schedule, "then": then, "verify": verify,
+        },
+    )  # fmt: skip
+    check_patterns(ignore=ignore, only=only)
+    check_mappings(targets=targets, ratio_for=ratio_for, input_shapes=input_shapes)
     by_ratio = ratio is not None or sensitivity is not None
     if [by_ratio, bool(targets), lossless, recipe is not None].count(True) != 1:
         raise UsageError("give one of ratio, target, lossless and recipe", hint="--ratio 0.5")
     check_targets(targets or {})
-    if isinstance(round_to, str) and round_to != "auto":
+    if round_to != "auto" and isinstance(round_to, bool | str | float):
         raise UsageError(f"round-to is '{round_to}'", hint="give a whole number, or auto")
+    if not (isinstance(importance, str) or callable(importance)):
+        raise UsageError(f"importance is {importance!r}", hint="give a name, or a function")
     check_allowance(sensitivity, max_loss, scope)
     check_restore(restore, data)
     shares(steps, schedule)
@@ -179,25 +218,30 @@ def shrink(
     if ratio is not None and not 0 <= ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
-    pattern = None if then is None else halved(then)
+    pattern = afterwards(then, sparsity)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
+        if given is not None and given.thins_only:
+            raise RecipeError(
+                "the recipe thins weights and removes no channels",
+                hint="sparsify --recipe repeats it",
+            )
         asked = Request(
             ratio, given, scope, importance, round_to, min_channels, max_ratio,
             patterns(ignore), patterns(only), dict(ratio_for or {}), attention, allow_norm,
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
-            dict(targets or {}), aggregate, restore, steps, schedule, pattern,
+            dict(targets or {}), aggregate, restore, steps, schedule, pattern, fold_bn, simplify,
         )  # fmt: skip
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
-            check = Check(verify, limits, given_data(data, original), seed)
+            check = Check(verify, limits, as_data(data, original), seed)
         graph = analysed(original, asked.shapes, asked.analysis, clock)
-        if not graph.prunable:
+        if not graph.prunable and not (asked.exactly and any(asked.tidying)):
             raise UnsupportedModelError(nothing_prunable(graph))
-        (plan, method, why), times = asked.timed_plan(graph, check.data, clock)
+        (plan, method, why), times, rounding = asked.timed_plan(graph, check.data, clock)
         graph = plan.graph  # without effect may be what no weight reads
         with clock.stage("rewrite"):
             surgery = operate(plan)
@@ -212,7 +256,8 @@ def shrink(
             )
         elif given is not None:
             warn_of_other_data(given, check.data)
-        later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
+        # Drift is measured at the end.
+        later = restoring != "none" or asked.sparse is not None or any(asked.tidying)
         level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
@@ -220,9 +265,13 @@ def shrink(
         recovered = thinned = None
         whole = surgery.model
         plain, sparse = whole, asked.sparse_after(restoring)
-        unfitted = sparse is not None and sparse.method == "magnitude" and asked.restore == "auto"
-        if sparse is not None and unfitted and check.data is not None and given is None:
-            _log.warning("without a refit %s takes the smallest weights", sparse.pattern)
+        unfitted = sparse is not None and sparse.method == "magnitude" and given is None
+        if (
+            sparse is not None
+            and unfitted
+            and (restoring == "pictures" or _left_to_us(asked, check))
+        ):
+            _log.warning("without a refit to data %s takes the smallest weights", sparse.pattern)
         if restoring != "none":
             with clock.stage("restore"):
                 patterned = {} if sparse is None else imposed(whole, sparse)
@@ -233,15 +282,26 @@ def shrink(
             with clock.stage("sparsify"):
                 thinned = impose(whole, sparse)
                 if recovered is not None:
+                    thinned = by_method(thinned, recovered.layers, sparse.method)
                     thinned = measured_against(plain, thinned)
                 if given is not None:
                     check_replay(given, thinned)
             surgery = replace(surgery, model=thinned.model)
+        tidy = None
+        if any(asked.tidying):
+            with clock.stage("fold"):
+                tidy = made_tidy(surgery.model, graph, thinned, asked.tidying, check)
+            names = dict.fromkeys((*surgery.restored, *tidy.changed))
+            surgery = replace(surgery, model=tidy.model, restored=tuple(names))
         if later:
             verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
         mode = plan.graph.tracer.attention
-        options = asked.options(method, restoring, mode, sparse, check.data)
-        made, written = _with_recipe(surgery, original, options, thinned)
+        options = asked.options(method, restoring, mode, sparse, check.data, rounding)
+        made, written = _with_recipe(surgery, original, options, thinned, tidy)
+        if timing_wanted(latency, verdict, stats(graph)) and (times is None or tidy is not None):
+            with clock.stage("time"):
+                feeds = feeds_of(graph, check.data, seed)
+                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
@@ -256,7 +316,9 @@ def shrink(
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force,
-                check=None if verify == "none" else _pattern_check(whole, thinned),
+                check=None if verify == "none" else _pattern_check(
+                    None if tidy is not None else whole, thinned
+                ),
             )  # fmt: skip
             if output is not None:
                 size = sum(count for path, count in files.items() if path not in recipes)
@@ -271,7 +333,11 @@ def shrink(
         importance_why=why,
         exact=graph.exact(plan.keep),
         groups=group_reports(
-            graph, plan.keep, plan.why, aligned=asked.round_to != 1, sparse=asked.for_runs
+            graph,
+            plan.keep,
+            plan.why,
+            aligned=asked.round_to not in (None, 1),
+            sparse=asked.for_runs,
         ),
         verdict=verdict,
         stand_ins=graph.stand_ins,
@@ -284,11 +350,13 @@ def shrink(
         latency=times,
         layers=layer_reports(graph, before, after, sparse=asked.for_runs),
         rounded=asked.rounding != 1,
+        round_to=options.round_to,
         sparsified=None
         if thinned is None or sparse is None
         else sparsified(thinned, sparse, whole, made, xz=False),
         checked=checked,
         following=None if output is None else next_step(made, str(output), known),
+        tidied=None if tidy is None else tidy.said,
     )
 
 
@@ -306,6 +374,11 @@ def analysed(
     for note in found.notes:
         _log.info("%s", note)
     return found
+
+
+def _left_to_us(asked: Request, check: Check) -> bool:
+    """Whether there are data, and nobody said what to do with them."""
+    return asked.restore == "auto" and check.data is not None
 
 
 def _why_nothing(plan: PruningPlan, asked: Request) -> str:
@@ -326,21 +399,47 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
 
 
 def _with_recipe(
-    surgery: Surgery, original: Model, options: Options, thinned: Thinned | None
+    surgery: Surgery,
+    original: Model,
+    options: Options,
+    thinned: Thinned | None,
+    tidy: Tidy | None,
 ) -> tuple[Model, Recipe | None]:
-    """The new model with its recipe inside; unchanged, and no recipe, where nothing was removed."""
+    """The new model with its recipe inside; unchanged, and no recipe, where nothing was done."""
     sparse = () if thinned is None else thinned.done
-    if not surgery.removed and not sparse:
+    same = tidy is None or not tidy.anything
+    if not surgery.removed and not sparse and same:
         return surgery.model, None
-    written = build(original, surgery, options, __version__, sparse)
+    merged = () if tidy is None else tidy.into
+    written = build(original, surgery, options, __version__, sparse, merged=merged)
     return embed(surgery.model, written), written
 
 
-def _pattern_check(whole: Model, thinned: Thinned | None) -> Callable[[Model], None] | None:
+def _pattern_check(whole: Model | None, thinned: Thinned | None) -> Callable[[Model], None] | None:
     """What is asked of the written file where a pattern was imposed."""
     if thinned is None:
         return None
     return lambda written: check_held(whole, written, thinned)
+
+
+def made_tidy(
+    model: Model,
+    graph: DependencyGraph,
+    thinned: Thinned | None,
+    how: tuple[bool, bool],
+    check: Check,
+) -> Tidy:
+    """Norms folded and the rest simplified, as ``how`` says, and checked to compute the same.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    keep = () if thinned is None else tuple(str(one.tensor) for one in thinned.done)
+    tidy = tidied(model, fold_bn=how[0], simplify=how[1], keep=keep)
+    if check.level != "none" and tidy.anything:
+        data = check.data if check.data is not None else made_up_data(graph, check.seed)
+        check_tidied(model, tidy.model, data)
+    return tidy
 
 
 def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
@@ -349,11 +448,6 @@ def _empty_recipe(made: Model, original: Model, options: Options) -> Recipe:
 
 
 # -- verification ----------------------------------------------------------------------------------
-
-
-def given_data(data: Path | str | Data | None, model: Model) -> Data | None:
-    """Data as it is used, read from its file if it is in one."""
-    return load_data(data, model) if isinstance(data, str | Path) else data
 
 
 def made_up_data(graph: DependencyGraph, seed: int) -> Data:
@@ -481,6 +575,8 @@ def inspect(
     Returns:
         The analysis and the report.
     """
+    check_kinds(texts={"attention": attention})
+    check_mappings(input_shapes=input_shapes)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
@@ -518,7 +614,7 @@ def compare(
     second: AnyModel,
     *,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     latency: bool = False,
     threads: int | None = 1,
@@ -530,7 +626,7 @@ def compare(
         first: The reference: a path, a loaded model, or a message.
         second: The model to compare with it; it has the same inputs and outputs.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
+        data: Inputs: an ``.npz`` file, arrays by input name, or ``Data``; None makes random ones.
         seed: For random inputs.
         latency: Also time both models, in turn.
         threads: For that; None takes one for each usable core.
@@ -545,13 +641,13 @@ def compare(
         with clock.stage("load"):
             before, after = as_model(first), as_model(second)
             _check_interfaces(before, after)
-            fed = given_data(data, before)
+            fed = as_data(data, before)
         graph = analysed(before, input_shapes or {}, Mode(), clock)
         with clock.stage("verify"):
             fed = fed if fed is not None else made_up_data(graph, seed)
             drift = measure_drift(before, after, fed)
         other = analysed(after, graph.stand_ins, Mode(), clock)
-        timed = _latency(before, after, fed, threads) if latency else None
+        timed = latency_of(before, after, fed.batches[0], threads=threads) if latency else None
     costs = stats(graph), stats(other)
     return Report(
         verb="compare",
@@ -571,12 +667,6 @@ def compare(
         latency=timed,
         layers=layer_reports(other, *costs),
     )
-
-
-def _latency(first: Model, second: Model, data: Data, threads: int | None) -> Latency:
-    old, new = measure([first, second], data.batches[0], threads=threads)
-    value, low, high = compare_timings(old, new)
-    return Latency(old.seconds, new.seconds, value, low, high, new.runs, threads)
 
 
 def _check_interfaces(first: Model, second: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,7 +22,6 @@ from onnxprune.score import COMPARABLE, Importance, Scorer, score
 from onnxprune.select import MAX_RATIO, PruningPlan, select
 from onnxprune.types import AnyArray, Float64Array, IntArray
 
-_log = logging.getLogger(__name__)
 _JUDGED_ON = 64  # samples that plans are compared on
 _FITTED = 0.75  # share of the data that plans are refitted to, to be compared on the rest
 _ROUNDING = 1e-9  # of an output's square: less of variation is noise
@@ -124,15 +122,9 @@ class Planner:
         """
         if not self.wish.targets:
             return self._cut(values, self.wish.ratio)
-        found = aim(
+        return aim(
             self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
-        )
-        if not found.reached and self.latency is None:  # what is measured is judged afterwards
-            _log.warning(
-                "no cut comes nearer to the target than %s",
-                ", ".join(f"{name}={share:.3f}" for name, share in found.left.items()),
-            )
-        return found.plan
+        ).plan
 
     def left(self, keep: Keep) -> Mapping[str, float]:
         """Share that a plan leaves of each cost."""

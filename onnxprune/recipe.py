@@ -76,6 +76,8 @@ class Options(_Part):
     schedule: Literal["polynomial", "linear"] = "polynomial"
     seed: int = 0
     sparsify: SparsifyOptions | None = None
+    fold_bn: bool = False
+    simplify: bool = False
 
 
 class CopyEntry(_Part):
@@ -134,6 +136,13 @@ class PermutedEntry(_Part):
     kept: tuple[int, ...]
 
 
+class MergedEntry(_Part):
+    """A node that was folded into a layer, both by their first outputs in the model before."""
+
+    node: str
+    into: str
+
+
 class Recipe(_Part):
     """Everything needed to repeat a run, and to check it with numpy alone."""
 
@@ -152,6 +161,16 @@ class Recipe(_Part):
     restored: tuple[str, ...] = ()
     sparsity: tuple[SparsityEntry, ...] = ()
     permuted: tuple[PermutedEntry, ...] = ()
+    merged: tuple[MergedEntry, ...] = ()
+
+    @property
+    def thins_only(self) -> bool:
+        """Whether it is one of ``sparsify``: weights are thinned, and no cut was asked for."""
+        asked = self.options
+        cut = (
+            asked.ratio is not None or asked.targets or asked.lossless or asked.max_loss is not None
+        )
+        return asked.sparsify is not None and not cut and not self.removed
 
     def as_json(self) -> dict[str, object]:
         """The recipe as DESIGN §11 writes it."""
@@ -159,12 +178,14 @@ class Recipe(_Part):
         optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else set()
         optional |= {"data_sha256"} if self.options.data_sha256 is None else set()
         optional |= {"sparsify"} if self.options.sparsify is None else set()
+        optional |= {name for name in ("fold_bn", "simplify") if not getattr(self.options, name)}
         written["options"] = self.options.model_dump(mode="json", exclude=optional)
         written["sparsity"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.sparsity
         ]
-        if not self.permuted:
-            del written["permuted"]
+        for name in ("permuted", "merged"):
+            if not getattr(self, name):
+                del written[name]
         written["removed"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.removed
         ]
@@ -207,6 +228,7 @@ def build(
     version: str,
     sparsity: Iterable[ThinLayer] = (),
     permuted: Iterable[Moved] = (),
+    merged: Iterable[tuple[str, str]] = (),
 ) -> Recipe:
     """The recipe of a surgery.
 
@@ -217,6 +239,7 @@ def build(
         version: Of onnxprune.
         sparsity: Layers whose weights hold a pattern now, one for each tensor.
         permuted: Axes of weights whose entries stand in another order.
+        merged: First outputs of nodes that were folded into a layer, and of that layer.
     """
     return Recipe(
         schema=1,
@@ -234,6 +257,7 @@ def build(
             PermutedEntry(tensor=one.tensor, axis=one.axis, role=one.role, kept=one.kept)  # type: ignore[arg-type]  # pydantic checks it
             for one in permuted
         ),
+        merged=tuple(MergedEntry(node=node, into=into) for node, into in merged),
         rewritten=tuple(
             RewrittenEntry.model_validate(
                 {**change.what, "from": change.before, "to": change.after}

@@ -17,7 +17,7 @@ from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import RecipeError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.io import Model, Weight
 from onnxprune.layers import layer_of
 from onnxprune.patterns import NM
 from onnxprune.permute import search
@@ -32,6 +32,7 @@ from onnxprune.types import (
     WeightAxis,
 )
 
+_VECTOR = 1 << 16  # elements of a constant that is looked at whether it has one value throughout
 _LEAST_GAIN = 1e-4  # of what the pattern keeps: an order for less is not worth its entry
 
 
@@ -229,8 +230,7 @@ def _written(
 ) -> tuple[Model, tuple[Moved, ...]]:
     """The model with units of groups in new orders."""
     constants = graph.graph.constants
-    turns: dict[str, list[_Turn]] = {}
-    moved: list[Moved] = []
+    turns: dict[tuple[str, int, str, Shape], _Turn] = {}
     for group in graph.prunable:
         order = orders.get(group.id)
         if order is None:
@@ -238,17 +238,37 @@ def _written(
         for axis in _axes(group):
             places = _places(axis, group.size)
             assert places is not None
-            new = np.arange(axis.view[axis.axes[0]])
-            new[places.reshape(-1)] = places[order].reshape(-1)
-            turns.setdefault(axis.tensor, []).append(_Turn(axis.view, axis.axes[0], new))
-            moved.append(Moved(axis.tensor, axis.axis, axis.role, tuple(new.tolist())))
+            key = axis.tensor, axis.axis, axis.role, axis.view
+            turn = turns.get(key)
+            if turn is None:
+                entries = np.arange(axis.view[axis.axes[0]])
+                turn = turns[key] = _Turn(axis.view, axis.axes[0], entries)
+            # Groups that share an axis, as after a Concat, have places of their own on it.
+            turn.order[places.reshape(-1)] = places[order].reshape(-1)
     if not turns:
         return graph.graph.source, ()
     emitter = Emitter(graph.graph)
-    for name, several in turns.items():
-        shape = constants[name].weight.shape
-        emitter.constants[name] = ConstantEdit(shape, _turned(several, shape), _key(several))
+    by_tensor: dict[str, list[_Turn]] = {}
+    for (name, *_), turn in turns.items():
+        by_tensor.setdefault(name, []).append(turn)
+    for name, several in by_tensor.items():
+        weight = constants[name].weight
+        if not _is_level(weight):  # any order is the same: copies of one zero bias stay one
+            edit = ConstantEdit(weight.shape, _turned(several, weight.shape), _key(several))
+            emitter.constants[name] = edit
+    moved = (
+        Moved(name, axis, role, tuple(turn.order.tolist()))
+        for (name, axis, role, _), turn in turns.items()
+    )
     return emitter.build(), tuple(moved)
+
+
+def _is_level(weight: Weight) -> bool:
+    """Whether a vector has one value throughout."""
+    if weight.size > _VECTOR:
+        return False
+    values = weight.read().reshape(-1)
+    return bool(values.size) and bool((values == values[0]).all())
 
 
 def _turned(turns: Sequence[_Turn], shape: Shape) -> Callable[[AnyArray], AnyArray]:

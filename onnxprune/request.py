@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from onnxprune.aim import TOLERANCE
 from onnxprune.alignment import steps
 from onnxprune.analyse import analyse_graph
+from onnxprune.budget import Budget, shares
 from onnxprune.checks import Check
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, digest_of
@@ -28,20 +31,27 @@ from onnxprune.select import PruningPlan
 from onnxprune.types import Latency, Limits, Shape
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
+# What widths are rounded to for a target where nothing is asked for; the first that reaches it.
+_WIDE = "wide"
+_ROUNDINGS: tuple[int | str, ...] = (_WIDE, "auto", 4, 1)
+_PARTS = 4  # of sixteen channels that a group must have to be cut in sixteens: else in fewer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How to analyse: what is cut in attention, and whether normalised channels may go."""
+    """How to analyse: what is cut in attention (auto: heads), and whether norms may be cut."""
 
     attention: str = "heads"
     allow_norm: bool = False
 
     def __post_init__(self) -> None:
+        if self.attention == "auto":  # there is nothing to choose by
+            object.__setattr__(self, "attention", "heads")
         if self.attention not in ("heads", "dims", "none"):
             raise UsageError(
-                f"attention is '{self.attention}'",
-                hint="give heads, dims or none, to shrink also auto",
+                f"attention is '{self.attention}'", hint="give auto, heads, dims or none"
             )
 
 
@@ -53,7 +63,7 @@ class Request:
     recipe: Recipe | None
     scope: str | None
     importance: str | Scorer
-    round_to: int | str
+    round_to: int | str | None
     min_channels: int
     max_ratio: float
     ignore: tuple[str, ...]
@@ -71,6 +81,14 @@ class Request:
     steps: int = 1
     schedule: str = SCHEDULES[0]
     then: SparsifyOptions | None = None
+    fold_bn: bool = False
+    simplify: bool = False
+
+    @property
+    def tidying(self) -> tuple[bool, bool]:
+        """Whether norms are folded into layers, and whether the result is simplified."""
+        by = self if self.recipe is None else self.recipe.options
+        return by.fold_bn, by.simplify
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -83,8 +101,15 @@ class Request:
 
         With odd widths a smaller model is often a slower one, and takes no pattern.
         """
-        counts = "latency" in self.targets or self.then is not None
-        return "auto" if counts and self.round_to == 1 else self.round_to
+        if self.round_to is not None:
+            return self.round_to
+        return "auto" if "latency" in self.targets or self.then is not None else 1
+
+    @property
+    def _roundings(self) -> tuple[int | str, ...]:
+        """What to round to, in the order it is tried; the last one stays if none does."""
+        free = self.round_to is None and self.rounding == 1 and self.targets
+        return _ROUNDINGS if free else (self.rounding,)
 
     @property
     def sparse(self) -> SparsifyOptions | None:
@@ -120,20 +145,61 @@ class Request:
 
     def timed_plan(
         self, graph: DependencyGraph, data: Data | None, clock: Clock
-    ) -> tuple[tuple[PruningPlan, str, str], Latency | None]:
+    ) -> tuple[Chosen, Latency | None, int | str]:
         """What ``plan`` gives, and its measured times where latency is a target.
+
+        Returns:
+            What was found, its times, and what widths were rounded to.
 
         Raises:
             TargetError: A target is out of reach.
             VerificationError: Latency is a target, and ONNX Runtime cannot run the model.
         """
         if "latency" not in self.targets:
-            return self.plan(graph, data, clock), None
+            return self._rounded_plan(graph, data, clock)
         with clock.stage("time"):
             timer = LatencyTarget.of(graph, data, self.seed)
-        return timer.confirmed(
+        found, times = timer.confirmed(
             self.targets["latency"], lambda: self.plan(graph, data, clock, timer)
         )
+        return found, times, self.rounding
+
+    def _rounded_plan(
+        self, graph: DependencyGraph, data: Data | None, clock: Clock
+    ) -> tuple[Chosen, None, int | str]:
+        """The plan of the coarsest rounding that reaches the targets, else of what comes nearest.
+
+        Odd widths cost as much as the next multiple of what kernels take at once, or more.
+        """
+        tried: list[tuple[float, Chosen, int | str]] = []
+        beyond: TargetError | None = None
+        for rounding in self._roundings:
+            try:
+                chosen = replace(self, round_to=rounding).plan(graph, data, clock)
+            except TargetError as error:
+                beyond = error
+                continue
+            left = self._left(chosen[0])
+            over = max((left[name] - share for name, share in self.targets.items()), default=0.0)
+            tried.append((over, chosen, rounding))
+            if over <= TOLERANCE:
+                return chosen, None, rounding
+        if not tried and beyond is not None:
+            raise beyond
+        _, chosen, rounding = min(tried, key=lambda one: one[0])
+        _log.warning(
+            "no cut comes nearer to the target than %s",
+            ", ".join(f"{name}={share:.3f}" for name, share in self._left(chosen[0]).items()),
+        )
+        return chosen, None, rounding
+
+    def _left(self, plan: PruningPlan) -> Mapping[str, float]:
+        """Share that a plan leaves of each cost with a target."""
+        if not self.targets:
+            return {}
+        budget = Budget(plan.graph)
+        left = shares(budget.of(plan.keep), budget.whole)
+        return {name: left[name] for name in self.targets}
 
     def plan(
         self,
@@ -232,9 +298,7 @@ class Request:
             ratio=self.ratio or 0.0,
             targets=self.targets,
             scope=self.scope,
-            round_to=steps(graph, sparse=self.for_runs)
-            if isinstance(self.rounding, str)
-            else self.rounding,
+            round_to=self._multiples(graph),
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -242,6 +306,15 @@ class Request:
             ratio_for=self.ratio_for,
             group_ratios=allowed,
         )
+
+    def _multiples(self, graph: DependencyGraph) -> int | Mapping[int, int]:
+        """What ``rounding`` means for each group."""
+        match self.rounding:
+            case int(fixed):
+                return fixed
+            case "wide":
+                return steps(graph, sparse=True, parts=_PARTS)
+        return steps(graph, sparse=self.for_runs)
 
     def restoring(self, data: Data | None) -> str:
         """How the result is restored: ``none``, ``bias``, ``pictures`` or ``refit``."""
@@ -263,6 +336,7 @@ class Request:
         attention: str,
         sparse: SparsifyOptions | None,
         data: Data | None,
+        rounding: int | str,
     ) -> Options:
         """Options as a recipe keeps them: with what was taken where ``auto`` was asked for."""
         seen = digest_of(data) if restored == "refit" else None
@@ -277,7 +351,7 @@ class Request:
             aggregate=self.aggregate,  # type: ignore[arg-type]  # score checked it
             lossless=self.lossless,
             importance="auto" if self.lossless else method,
-            round_to=self.rounding,  # type: ignore[arg-type]  # checked on the way in
+            round_to="auto" if rounding == _WIDE else rounding,  # type: ignore[arg-type]  # checked
             min_channels=self.min_channels,
             max_ratio=self.max_ratio,
             ignore=self.ignore,
@@ -293,4 +367,6 @@ class Request:
             schedule=self.schedule,  # type: ignore[arg-type]  # shares checked it
             sparsify=sparse,
             data_sha256=seen,
+            fold_bn=self.fold_bn,
+            simplify=self.simplify,
         )

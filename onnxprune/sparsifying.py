@@ -12,16 +12,20 @@ from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import (
     AnyModel,
     Check,
+    check_kinds,
     check_level,
+    check_mappings,
     check_outputs,
+    check_patterns,
     check_sources,
 )
 from onnxprune.cost import stats
-from onnxprune.data import Data, digest_of
+from onnxprune.data import AnyData, as_data, digest_of
 from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
 from onnxprune.impose import (
+    by_method,
     check_method,
     check_replay,
     impose,
@@ -31,8 +35,9 @@ from onnxprune.impose import (
     wish_of,
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.latency_target import feeds_of
 from onnxprune.patterns import NM
-from onnxprune.pipeline import analysed, given_data, judged, made_up_data
+from onnxprune.pipeline import analysed, judged, made_tidy, made_up_data
 from onnxprune.recipe import (
     Options,
     Recipe,
@@ -53,6 +58,7 @@ from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs
 from onnxprune.targets.trtexec import next_step
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
+from onnxprune.timed import timed_in_turn, timing_wanted
 from onnxprune.types import Limits, Moved, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
 from onnxprune.verify import verify as run_checks
@@ -73,8 +79,12 @@ def sparsify(
     only_gain: bool = False,
     permute: bool = False,
     xz: bool | None = None,
+    fold_bn: bool = False,
+    simplify: bool = False,
+    latency: bool | None = False,
+    threads: int | None = 1,
     input_shapes: Mapping[str, Shape] | None = None,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     seed: int = 0,
     verify: str = "full",
     max_drift: float | None = None,
@@ -110,9 +120,13 @@ def sparsify(
         permute: First put channels into an order in which an N:M pattern keeps more; the function
             stays the same.
         xz: Measure what xz makes of the model before and after; None does so where it is quick.
+        fold_bn: As in ``shrink``; the pattern still holds.
+        simplify: As in ``shrink``.
+        latency: As in ``shrink``.
+        threads: As in ``shrink``.
         input_shapes: Concrete shapes for symbolic inputs.
-        data: Inputs to choose values by and to verify on: an ``.npz`` file or ``Data``; None
-            verifies on random ones.
+        data: Inputs to choose values by and to verify on: an ``.npz`` file, arrays by input name,
+            or ``Data``; None verifies on random ones.
         seed: For random inputs.
         verify: ``none``, ``twin`` (is the pattern in the file, does it load and run) or ``full``
             (drift too).
@@ -136,6 +150,18 @@ def sparsify(
         RecipeError: The recipe does not fit.
         VerificationError: The result is wrong (our bug), or passes a limit, or cannot be run.
     """
+    check_kinds(
+        numbers={
+            "sparsity": sparsity, "max_drift": max_drift, "min_cosine": min_cosine,
+            "min_top1": min_top1,
+        },
+        wholes={"seed": seed},
+        texts={"pattern": pattern, "scope": scope, "method": method, "verify": verify},
+    )  # fmt: skip
+    if pattern is None:
+        raise UsageError("pattern is None", hint="give 2:4, or another pattern")
+    check_patterns(ignore=ignore, only=only)
+    check_mappings(input_shapes=input_shapes)
     check_method(method)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
@@ -160,8 +186,9 @@ def sparsify(
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
-            check = Check(verify, limits, given_data(data, original), seed)
-            how = chosen(method if given is None else wished.method, check.data, wished.scope)
+            check = Check(verify, limits, as_data(data, original), seed)
+            asked = method if given is None else wished.method
+            how = chosen(asked, check.data, wished.scope, recorded=given is not None)
             options = wished.model_copy(update={"method": how})
             if given is not None:
                 same_layout(original, given)
@@ -173,29 +200,48 @@ def sparsify(
             if turned.moved:
                 start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
             fitted = valued(start, options, check.data, seed=seed, heard=clock.step)
-            found = impose(fitted.model, options)
+            found = by_method(impose(fitted.model, options), fitted.layers, how)
             if fitted.changed:
                 found = measured_against(turned.model, found)
             if given is not None:
                 check_replay(given, found)
         if not found.done:
             _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
-        verdict = _checked(original, fitted.model, graph, found, check, clock)
+        if check.level != "none":
+            check_held(fitted.model, found.model, found)
+        how_tidy = (fold_bn, simplify)
+        if given is not None:
+            how_tidy = (given.options.fold_bn, given.options.simplify)
+        final, tidy = found.model, None
+        if any(how_tidy):
+            with clock.stage("fold"):
+                tidy = made_tidy(final, graph, found, how_tidy, check)
+            final = tidy.model
+        verdict = _checked(original, final, graph, found, check, clock)
+        changed = dict.fromkeys((*fitted.changed, *(() if tidy is None else tidy.changed)))
         written = build(
             original,
-            Surgery(found.model, (), {}, (), (), restored=fitted.changed),
+            Surgery(final, (), {}, (), (), restored=tuple(changed)),
             Options(
                 seed=seed,
                 sparsify=options,
                 data_sha256=None if how == MAGNITUDE else digest_of(check.data),
                 input_shape=dict(_shapes(given, input_shapes)),
+                fold_bn=how_tidy[0],
+                simplify=how_tidy[1],
             ),
             __version__,
             found.done,
             turned.moved,
+            () if tidy is None else tidy.into,
         )
-        made = embed(found.model, written) if found.done else found.model
-        before = stats(graph)
+        did = bool(found.done) or (tidy is not None and tidy.anything)
+        made = embed(final, written) if did else final
+        before, times = stats(graph), None
+        if timing_wanted(latency, verdict, before):
+            with clock.stage("time"):
+                feeds = feeds_of(graph, check.data, seed)
+                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         known = [env.inputs for env in graph.envs]
         checked = None
         if check_for is not None:
@@ -213,7 +259,9 @@ def sparsify(
                     force=force,
                     check=None
                     if verify == "none"
-                    else lambda again: check_held(fitted.model, again, found),
+                    else lambda again: check_held(
+                        fitted.model if tidy is None else None, again, found
+                    ),
                 )
             )
         after = before
@@ -237,12 +285,14 @@ def sparsify(
         seconds=clock.seconds,
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
-        recipe=written.as_json() if found.done else {},
+        recipe=written.as_json() if did else {},
         written=tuple(files),
         layers=layer_reports(graph, before),
         sparsified=result,
         checked=checked,
         following=None if output is None else next_step(made, str(output), known),
+        latency=times,
+        tidied=None if tidy is None else tidy.said,
     )
 
 
@@ -250,7 +300,7 @@ def _recorded(recipe: Recipe) -> SparsifyOptions:
     options = recipe.options.sparsify
     if options is None:
         raise RecipeError("the recipe thins no weights", hint="shrink --recipe repeats it")
-    if recipe.removed or recipe.options.ratio is not None:
+    if not recipe.thins_only:
         raise RecipeError(
             "the recipe removes channels before it thins weights", hint="shrink --recipe repeats it"
         )
@@ -300,7 +350,7 @@ def _turned(
 
 def _checked(
     original: Model,
-    fitted: Model,
+    made: Model,
     graph: DependencyGraph,
     found: Thinned,
     check: Check,
@@ -310,10 +360,10 @@ def _checked(
     if check.level == "none":
         return NOT_VERIFIED
     with clock.stage("verify"):
-        check_held(fitted, found.model, found)
+        check_held(None, made, found)
         verdict = run_checks(
             original,
-            found.model,
+            made,
             twin=None,
             data=check.data if check.data is not None else made_up_data(graph, check.seed),
             level=check.level,

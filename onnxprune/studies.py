@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 from onnxprune import __version__, curves, estimate
 from onnxprune.analyse import analyse
-from onnxprune.checks import AnyModel, check_outputs, check_restore, check_sources
+from onnxprune.checks import (
+    AnyModel,
+    check_kinds,
+    check_mappings,
+    check_outputs,
+    check_restore,
+    check_sources,
+)
 from onnxprune.curves import MetricEntry, ModelEntry, Sensitivity
-from onnxprune.data import Data, load_data
+from onnxprune.data import AnyData, Data, as_data
 from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.functions import UserFunction
 from onnxprune.gauges import Gauge, read_labels
@@ -41,7 +48,7 @@ def sensitivity(
     model: AnyModel,
     *,
     ratios: Sequence[float] = RATIOS,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     labels: Path | str | AnyArray | None = None,
     metric: str | None = None,
     importance: str = "auto",
@@ -66,7 +73,7 @@ def sensitivity(
     Args:
         model: A path, a loaded model, or a message.
         ratios: Shares of units to remove, 0 <= ratio < 1.
-        data: Inputs: an ``.npz`` file or ``Data``; None makes random ones.
+        data: Inputs: an ``.npz`` file, arrays by input name, or ``Data``; None makes random ones.
         labels: Class of each sample, an ``.npy`` file or an array; the loss is then that of top-1
             accuracy, else the drift (relative L2) of the output that lies farthest off.
         metric: ``path.py:function``, a function of the outputs by name and of the labels (or
@@ -99,6 +106,13 @@ def sensitivity(
         MissingExtraError: Dask or matplotlib is asked for and not installed.
     """
     begun = time.perf_counter()
+    check_kinds(
+        wholes={"seed": seed, "jobs": jobs},
+        texts={
+            "importance": importance, "attention": attention, "restore": restore, "metric": metric
+        },
+    )  # fmt: skip
+    check_mappings(input_shapes=input_shapes)
     if restore not in WAYS:
         raise UsageError(f"restore is '{restore}'", hint="give none, bias or refit")
     check_restore(restore, data)
@@ -165,7 +179,7 @@ def sweep(
     model: AnyModel,
     *,
     ratios: Sequence[float] = WHOLE_RATIOS,
-    data: Path | str | Data | None = None,
+    data: AnyData | None = None,
     labels: Path | str | AnyArray | None = None,
     metric: str | None = None,
     scope: str = "local",
@@ -209,6 +223,11 @@ def sweep(
         MissingExtraError: A plot is asked for, and matplotlib is not installed.
     """
     begun = time.perf_counter()
+    check_kinds(
+        wholes={"seed": seed, "round_to": round_to},
+        texts={"scope": scope, "importance": importance, "attention": attention, "metric": metric},
+    )
+    check_mappings(input_shapes=input_shapes)
     chosen = _checked(ratios)
     check_outputs(model, output, plot, force=force or dry_run)
     check_plot(plot)
@@ -282,7 +301,7 @@ class _Subject:
         importance: str,
         attention: str,
         input_shapes: Mapping[str, Shape],
-        data: Path | str | Data | None,
+        data: AnyData | None,
         labels: Path | str | AnyArray | None,
         metric: str | None,
         seed: int,
@@ -293,7 +312,7 @@ class _Subject:
             raise UsageError("labels need the data they belong to", hint="--data FILE.npz")
         _say(progress, "load")
         loaded = as_model(model)
-        given = load_data(data, loaded) if isinstance(data, str | Path) else data
+        given = as_data(data, loaded)
         _say(progress, "analyse")
         graph = analyse(loaded, input_shapes=input_shapes, attention=Mode(attention).attention)
         if not graph.prunable:
@@ -325,7 +344,7 @@ class _Subject:
                 layout_sha256=layout(self.model),
             ),
             importance=self.importance.method,
-            attention=attention,  # type: ignore[arg-type]  # Mode checked it
+            attention=Mode(attention).attention,  # type: ignore[arg-type]  # Mode checked it
             restore=restore,  # type: ignore[arg-type]  # one of the three
             input_shape={name: tuple(shape) for name, shape in input_shapes.items()},
             seed=seed,
@@ -386,9 +405,14 @@ def _path(model: Model) -> str | None:
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     """The ratios, ascending, each once."""
+    if not isinstance(ratios, Iterable):
+        raise UsageError(f"ratios is {ratios!r}", hint="give numbers, such as [0.1, 0.3]")
     if not ratios:
         raise UsageError("no ratio is given", hint="--ratios 0.1,0.3,0.5")
     for ratio in ratios:
+        if ratio is None:
+            raise UsageError("ratio is None", hint="give 0 <= ratio < 1")
+        check_kinds(numbers={"ratio": ratio})
         if not 0 <= ratio < 1:
             raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     return tuple(sorted({float(ratio) for ratio in ratios}))

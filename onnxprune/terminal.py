@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,13 +94,16 @@ def session(*, quiet: bool, verbose: bool, debug: bool) -> Iterator[Callable[[st
     log.addHandler(handler)
     log.setLevel(min(level, logging.WARNING))
     try:
-        if quiet or debug or not sys.stderr.isatty():
-            yield None
-        else:
-            from rich.console import Console
+        with warnings.catch_warnings():
+            if not debug:  # numpy's, of NaN and infinities: what they come to, we say ourselves
+                warnings.simplefilter("ignore", RuntimeWarning)
+            if quiet or debug or not sys.stderr.isatty():
+                yield None
+            else:
+                from rich.console import Console
 
-            with Console(stderr=True).status("starting") as status:
-                yield lambda stage: status.update(f"{stage} …")
+                with Console(stderr=True).status("starting") as status:
+                    yield lambda stage: status.update(f"{stage} …")
     finally:
         log.removeHandler(handler)
         log.setLevel(before)

@@ -356,6 +356,7 @@ def _cut(
         _row(layer, done=True),
         eligible=True,
         pattern=str(pattern),
+        method=MAGNITUDE,
         sparsity=sparsity,
         zeros=1 - int(np.count_nonzero(size)) / size.size,
         kept=_sum(size) / whole if whole else 1.0,

@@ -400,6 +400,7 @@ class ThinLayer:
         gains: A GPU is expected to run it faster.
         why: Why it stays dense, or why no gain is expected.
         shared: Its weight is that of another layer, where it is counted.
+        method: How what stays was chosen, "" where it stays dense.
     """
 
     node: str
@@ -422,6 +423,7 @@ class ThinLayer:
     gains: bool = False
     why: str = ""
     shared: bool = False
+    method: str = ""
 
     @property
     def size(self) -> int:
@@ -493,6 +495,8 @@ class Latency:
         runs: Rounds.
         threads: Threads inside an operator; None is one for each usable core.
         predicted: Seconds that were predicted for the second, None where nothing was.
+        before_p90, after_p90: Seconds that nine of ten runs stay under.
+        batch: Samples in one run, None where inputs have no axes.
     """
 
     before: float
@@ -503,6 +507,22 @@ class Latency:
     runs: int
     threads: int | None
     predicted: float | None = None
+    before_p90: float | None = None
+    after_p90: float | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What folding and simplifying left.
+
+    Attributes:
+        nodes: Nodes of the graph before and after.
+        norms: BatchNormalizations before and after.
+    """
+
+    nodes: tuple[int, int]
+    norms: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,11 +563,13 @@ class Report:
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
         latency: Measured times, None where that was not asked for.
         layers: Every layer that multiplies.
-        rounded: Channels left were rounded to something.
+        rounded: Channels left were rounded to something that was asked for.
+        round_to: What they were rounded to.
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
         checked: What a check for a target found, None where there was none.
         following: What to run next, None where no file was written.
+        tidied: What folding and simplifying left, None where nobody asked for it.
     """
 
     verb: str
@@ -571,7 +593,9 @@ class Report:
     latency: Latency | None = None
     layers: tuple[LayerReport, ...] = ()
     rounded: bool = False
+    round_to: int | str = 1
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None
     checked: Checked | None = None
     following: NextStep | None = None
+    tidied: Tidied | None = None

@@ -36,15 +36,22 @@ class Valued:
     changed: tuple[str, ...] = ()
 
 
-def chosen(method: str, data: Data | None, scope: str = "local") -> str:
+def chosen(method: str, data: Data | None, scope: str = "local", *, recorded: bool = False) -> str:
     """The method that ``auto`` means: magnitudes where layers share out a sparsity.
+
+    Args:
+        method: What was asked for, or ``recorded`` in a recipe.
+        data: Unlabelled inputs.
+        scope: ``local`` or ``global``.
+        recorded: Only changes what an error says.
 
     Raises:
         UsageError: The method needs data, and there are none.
     """
     given = data is not None and not data.random
     if method in WITH_DATA and not given:
-        raise UsageError(f"method {method} needs data", hint="--data FILE.npz")
+        source = "the recipe's method" if recorded else "method"
+        raise UsageError(f"{source} {method} needs data", hint="--data FILE.npz")
     if method != "auto":
         return method
     return WITH_DATA[0] if given and scope == "local" else MAGNITUDE

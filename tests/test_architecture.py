@@ -21,7 +21,7 @@ ORDER = tuple(
     errors types dims validate functions patterns permute io chains presented weights replaced
     thin held
     effects fields moves rows intervals
-    graph runtime feeds sequences fold prepare shapes standins data
+    graph runtime affines foldbn simplify feeds sequences fold prepare shapes standins data
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
     ops.plain ops.pool ops.reduce ops.contrib ops.heads ops.rotary ops.attention ops
@@ -29,12 +29,12 @@ ORDER = tuple(
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite reorder
-    extents staircase timing latency
+    extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
     shown activations sites affine carried bases products problem unfuse restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe impose valued
-    drift verify
+    drift verify tidy
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     targets targets.findings targets.support targets.nodes targets.operators targets.quantized

@@ -14,9 +14,9 @@ from onnxprune.commands.options import (
     Quiet,
     Seed,
     Shapes,
+    Threads,
     Verbose,
     shapes,
-    whole,
 )
 from onnxprune.terminal import print_json, printing, session, show
 
@@ -32,12 +32,7 @@ def compare(
     latency: Annotated[
         bool, typer.Option("--latency", help="Time both models in ONNX Runtime, in turn.")
     ] = False,
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads", parser=whole(0), metavar="N", help="For --latency; 0: all usable cores."
-        ),
-    ] = 1,
+    threads: Threads = 1,
     data: DataPath = None,
     input_shape: Shapes = None,
     seed: Seed = 0,

@@ -34,15 +34,7 @@ class Aggregate(StrEnum):
 
 
 class Attention(StrEnum):
-    """What is cut in attention."""
-
-    heads = "heads"
-    dims = "dims"
-    none = "none"
-
-
-class CutAttention(StrEnum):
-    """What is cut in attention, or what does less harm."""
+    """What is cut in attention; auto leaves it to the verb."""
 
     auto = "auto"
     heads = "heads"
@@ -206,7 +198,8 @@ Seed: TypeAlias = Annotated[
 AttentionMode: TypeAlias = Annotated[
     Attention,
     typer.Option(
-        "--attention", help="Cut whole attention heads, dimensions of every head, or none."
+        "--attention",
+        help="Cut whole attention heads (auto means these), dimensions of every head, or none.",
     ),
 ]
 AllowNorm: TypeAlias = Annotated[
@@ -259,6 +252,34 @@ CheckFor: TypeAlias = Annotated[
         "--check",
         help="Before anything is written, see that this target takes the result.",
         show_default=False,
+    ),
+]
+FoldBn: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--fold-bn",
+        help="At last fold BatchNormalization, scales and shifts into the layers beside them.",
+    ),
+]
+Simplify: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--simplify",
+        help="At last compute what is constant and leave out what does nothing or is there twice.",
+    ),
+]
+Timed: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--latency/--no-latency",
+        help="Time original and result in ONNX Runtime, in turn; by default where that is quick.",
+        show_default=False,
+    ),
+]
+Threads: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--threads", parser=whole(0), metavar="N", help="For --latency; 0: all usable cores."
     ),
 ]
 RecipeOut: TypeAlias = Annotated[

@@ -12,6 +12,7 @@ from onnxprune.commands.options import (
     DataPath,
     Debug,
     DryRun,
+    FoldBn,
     Force,
     Json,
     Level,
@@ -24,7 +25,10 @@ from onnxprune.commands.options import (
     RecipeOut,
     Seed,
     Shapes,
+    Simplify,
     SparseScope,
+    Threads,
+    Timed,
     Verbose,
     number,
     refuse_beside,
@@ -89,6 +93,10 @@ def sparsify(
         bool,
         typer.Option("--only-gain", help="Leave layers dense that no GPU is expected to speed up."),
     ] = False,
+    fold_bn: FoldBn = False,
+    simplify: Simplify = False,
+    latency: Timed = None,
+    threads: Threads = 1,
     xz: Annotated[
         bool | None,
         typer.Option(
@@ -127,7 +135,7 @@ def sparsify(
     if recipe is not None:
         refuse_beside(
             "--recipe",
-            pattern=pattern,
+            pattern=pattern is not None,
             sparsity=sparsity is not None,
             scope=scope is not SparseScope.local,
             method=method is not Method.auto,
@@ -135,6 +143,8 @@ def sparsify(
             only=only,
             only_gain=only_gain,
             permute=permute,
+            fold_bn=fold_bn,
+            simplify=simplify,
             input_shape=input_shape,
         )
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
@@ -142,7 +152,7 @@ def sparsify(
 
         _, report = sparsifying.sparsify(
             model,
-            pattern=pattern or "2:4",
+            pattern="2:4" if pattern is None else pattern,
             sparsity=sparsity,
             scope=scope.value,
             method=method.value,
@@ -152,6 +162,10 @@ def sparsify(
             only_gain=only_gain,
             permute=permute,
             xz=xz,
+            fold_bn=fold_bn,
+            simplify=simplify,
+            latency=latency,
+            threads=threads or None,
             input_shapes=shapes(input_shape),
             data=data,
             seed=seed,

@@ -35,6 +35,9 @@ class Births(Protocol):
         ...
 
 
+INTERFACE = "whose shape is the model's interface"  # why something must fit an input
+
+
 @dataclass(slots=True)
 class Value:
     """One tensor as a rule sees it.
@@ -60,7 +63,7 @@ class Value:
         """What to call it where it cannot be cut."""
         if not self.source:
             return "data that cannot be cut"
-        return f"input '{self.source}', whose shape is the model's interface"
+        return f"input '{self.source}', {INTERFACE}"
 
     @property
     def rank(self) -> int:

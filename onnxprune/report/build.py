@@ -16,6 +16,7 @@ from onnxprune.report.checks import as_check_json
 from onnxprune.report.clock import peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.report.model import (
+    ChangeJson,
     CostJson,
     DensityJson,
     DriftJson,
@@ -30,6 +31,7 @@ from onnxprune.report.model import (
     SparsityJson,
     StatsJson,
     ThinLayerJson,
+    TidiedJson,
     TwinJson,
     VerifyJson,
     WidthJson,
@@ -50,6 +52,7 @@ from onnxprune.types import (
     Report,
     Sparsified,
     ThinLayer,
+    Tidied,
     TwinResult,
     Verdict,
     Width,
@@ -195,6 +198,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         held=None if report.held is None else [_held(one) for one in report.held],
         check=None if report.checked is None else as_check_json(report.checked),
         next=None if report.following is None else _next(report.following),
+        tidied=None if report.tidied is None else _tidied(report.tidied),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -253,8 +257,21 @@ def _latency(found: Latency) -> LatencyJson:
         low=found.low,
         high=found.high,
         runs=found.runs,
-        predicted_ms=None if found.predicted is None else 1e3 * found.predicted,
+        predicted_ms=_milliseconds(found.predicted),
+        before_p90_ms=_milliseconds(found.before_p90),
+        after_p90_ms=_milliseconds(found.after_p90),
+        threads=found.threads,
+        batch=found.batch,
     )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _tidied(found: Tidied) -> TidiedJson:
+    nodes, norms = (ChangeJson(before=a, after=b) for a, b in (found.nodes, found.norms))
+    return TidiedJson(nodes=nodes, norms=norms)
 
 
 def _layer(layer: LayerReport) -> LayerJson:
@@ -304,6 +321,7 @@ def _thin_layer(one: ThinLayer) -> ThinLayerJson:
         gains=one.gains,
         why=one.why,
         shared=one.shared,
+        method=one.method,
     )
 
 

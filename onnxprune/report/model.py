@@ -143,7 +143,11 @@ class LayerJson(_Part):
 
 
 class LatencyJson(_Part):
-    """Median times of two models in milliseconds, their ratio and its interval at 95 %."""
+    """Median times of two models in milliseconds, their ratio and its interval at 95 %.
+
+    ``p90``: what nine of ten runs stay under; ``threads`` is null for all usable cores, ``batch``
+    where inputs have no axes.
+    """
 
     before_ms: float
     after_ms: float
@@ -152,6 +156,24 @@ class LatencyJson(_Part):
     high: float
     runs: int
     predicted_ms: float | None = None
+    before_p90_ms: float | None = None
+    after_p90_ms: float | None = None
+    threads: int | None = None
+    batch: int | None = None
+
+
+class ChangeJson(_Part):
+    """A count before and after."""
+
+    before: int
+    after: int
+
+
+class TidiedJson(_Part):
+    """Nodes of the graph, and BatchNormalizations, before and after folding and simplifying."""
+
+    nodes: ChangeJson
+    norms: ChangeJson
 
 
 class ThinLayerJson(_Part):
@@ -160,7 +182,8 @@ class ThinLayerJson(_Part):
     ``shape`` is groups, outputs of each, channels that each output sums over, kernel positions;
     ``aligned``: they suit sparse kernels; ``kept`` is a share of the sum of magnitudes, ``error``
     the norm of the difference by that of the original; ``why`` says why it stays dense, or why no
-    gain is expected; ``shared``: its weight is counted with another layer.
+    gain is expected; ``shared``: its weight is counted with another layer; ``method``: how what
+    stays was chosen, by magnitude where the layer has no least-squares form.
     """
 
     node: str
@@ -178,6 +201,7 @@ class ThinLayerJson(_Part):
     gains: bool
     why: str
     shared: bool
+    method: str
 
 
 class XzJson(_Part):
@@ -300,3 +324,4 @@ class ReportJson(_Part):
     held: list[HeldJson] | None = None
     check: CheckJson | None = None
     next: NextJson | None = None
+    tidied: TidiedJson | None = None

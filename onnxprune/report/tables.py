@@ -55,6 +55,7 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         f"{_groups(report)}: {cut} cut, {free - cut} left whole, "
         f"{len(report.groups) - free} frozen · importance {report.importance}"
         + (f" ({report.importance_why})" if report.importance_why else "")
+        + _rounding(report)
     )
     yield from _interface_line(report)
     assert report.after is not None
@@ -66,12 +67,20 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         if verbose:
             yield thin_table(report.sparsified.layers)
         yield from map(_line, _sparse_lines(report.sparsified))
+    yield from _tidied_lines(report)
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield from _check_lines(report, verbose=verbose)
     yield _line(_closing(report))
     yield from _next(report)
+
+
+def _rounding(report: Report) -> str:
+    """What widths were rounded to where nobody asked for it."""
+    if report.rounded or report.round_to == 1:
+        return ""
+    return f" · widths rounded to {report.round_to} for kernels (--round-to)"
 
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
@@ -141,6 +150,9 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
     if len(shown) < len(found.layers):
         yield _line(f"and {len(found.layers) - len(shown)} layers that hold it (-v shows them)")
     yield from map(_line, _sparse_lines(found))
+    yield from _tidied_lines(report)
+    if report.latency is not None:
+        yield _line(_times(report.latency))
     yield from _drift_lines(report)
     yield from _check_lines(report, verbose=verbose)
     yield _line(_closing(report))
@@ -171,7 +183,7 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
     if size:
         zeros = sum(one.zeros * one.size for one in own) / size
         line += f" · {100 * zeros:.1f} % of {number(size)} weights are zero"
-        line += f" · by {found.method}"
+        line += f" · {_methods(done, found.method)}"
     yield line
     if not own:
         return
@@ -192,6 +204,14 @@ def _sparse_lines(found: Sparsified) -> Iterable[str]:
         before, after = found.xz_bytes
         line += f" · the file in xz: {_size(before)} → {_size(after)}"
     yield line
+
+
+def _methods(done: Sequence[ThinLayer], asked: str) -> str:
+    """How values were chosen; where the method had nothing to go by, how many layers go by size."""
+    plain = sum(one.method != asked for one in done)
+    if plain in (0, len(done)):
+        return f"by {done[0].method}"
+    return f"by {asked}, {plain} of {_layers(len(done))} by magnitude"
 
 
 def _layers(count: int) -> str:
@@ -380,7 +400,7 @@ def thin_csv(layers: Sequence[ThinLayer]) -> str:
     """What a pattern did to each layer, as comma-separated values."""
     columns = ("node", "op_type", "tensor", "eligible", "done", "axis", "groups", "outputs",
                "channels", "taps", "aligned", "zeros", "kept", "error", "gains", "why",
-               "shared")  # fmt: skip
+               "shared", "method")  # fmt: skip
     return _csv(columns, layers)
 
 
@@ -467,13 +487,27 @@ def _became(old: str, new: str) -> str:
 
 
 def _times(found: Latency) -> str:
+    """Medians, with what nine of ten runs stay under, and at what they were measured."""
     cores = "all cores" if found.threads is None else f"{found.threads} thread"
     cores += "s" if (found.threads or 1) > 1 else ""
+    batch = "" if found.batch is None else f", batch {found.batch}"
     foretold = "" if found.predicted is None else f" (predicted {1e3 * found.predicted:.3g} ms)"
+    old, new = found.before_p90, found.after_p90
+    slow = "" if old is None or new is None else f", p90 {1e3 * old:.3g} → {1e3 * new:.3g} ms"
     return (
-        f"latency on {cores}: {1e3 * found.before:.3g} ms → {1e3 * found.after:.3g} ms{foretold}, "
-        f"ratio "
-        f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f} at 95 %, {found.runs} runs)"
+        f"latency in ONNX Runtime, {cores}{batch}: {1e3 * found.before:.3g} ms → "
+        f"{1e3 * found.after:.3g} ms{foretold}{slow}, ratio {found.ratio:.3f} ({found.low:.3f} to "
+        f"{found.high:.3f} at 95 %, {found.runs} runs in turn)"
+    )
+
+
+def _tidied_lines(report: Report) -> Iterable[RenderableType]:
+    """What folding and simplifying left."""
+    if report.tidied is None:
+        return
+    (nodes, left), (norms, stay) = report.tidied.nodes, report.tidied.norms
+    yield _line(
+        f"folded and simplified: {nodes} → {left} nodes, {norms} → {stay} BatchNormalizations"
     )
 
 
@@ -522,7 +556,9 @@ def _verdict(report: Report) -> str:
         case "not_run":
             return "not verified: untestable"
     if report.verb == "sparsify":
-        return "pattern holds, loads and runs"
+        assert report.sparsified is not None
+        thinned = any(one.done for one in report.sparsified.layers)
+        return "pattern holds, loads and runs" if thinned else "a copy: nothing was thinned"
     if report.sparsified is not None:
         return f"{_proof(report)}, then {report.sparsified.pattern}, which holds"
     return _proof(report)
@@ -558,13 +594,13 @@ def _totals(stats: ModelStats) -> str:
 
 def _interface_line(report: Report) -> Iterable[RenderableType]:
     """The inputs, a cache for one, whose shape keeps channels from going."""
-    found = [_INTERFACE.search(group.frozen) for group in report.groups if group.frozen]
-    names = list(dict.fromkeys(match[1] for match in found if match))
+    found = [_INTERFACE.findall(group.frozen) for group in report.groups if group.frozen]
+    names = list(dict.fromkeys(name for inputs in found for name in inputs))
     if names:
         shown = ", ".join(f"'{name}'" for name in names[:_MOST_INPUTS])
         more = f" and {len(names) - _MOST_INPUTS} more" if len(names) > _MOST_INPUTS else ""
         yield _line(
-            f"{sum(match is not None for match in found)} of the frozen ones must fit the shape of "
+            f"{sum(map(bool, found))} of the frozen ones must fit the shape of "
             f"an input, as of a cache: {shown}{more}"
         )
 

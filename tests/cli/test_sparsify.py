@@ -159,6 +159,7 @@ def test_recipe_for_a_retrained_model_warns_and_for_another_is_refused(call: Cal
     [
         (["chain.onnx", "--pattern", "2:2"], 2, "not N:M"),
         (["chain.onnx", "--pattern", "ring"], 2, "not known"),
+        (["chain.onnx", "--pattern", ""], 2, "not known"),
         (["chain.onnx", "--sparsity", "0.4"], 2, "means sparsity 0.5"),
         (["chain.onnx", "--pattern", "1x4"], 2, "how much is to be zero"),
         (["chain.onnx", "--pattern", "kernel", "--sparsity", "1"], 2, "0 < sparsity < 1"),
@@ -189,9 +190,11 @@ def test_existing_output_needs_force(call: Call) -> None:
 
 
 def test_nothing_to_thin_by_choice_writes_the_model_with_a_warning(call: Call) -> None:
-    code, _, err = call("sparsify", "chain.onnx", "--ignore", "*")
+    code, out, err = call("sparsify", "chain.onnx", "--ignore", "*")
     assert code == 0
     assert "nothing was thinned" in err
+    assert "a copy: nothing was thinned" in out
+    assert "--sparsity" not in out
     assert onnx.load("chain.sparse.onnx") == onnx.load("chain.onnx")
 
 
@@ -335,4 +338,30 @@ def test_recipe_with_data_and_orders_repeats_byte_by_byte_and_knows_other_data(c
     code, _, err = call(*again, "--data", "e.npz")
     assert (code, "the recipe was made with other data" in err) == (0, True)
     code, _, err = call(*again)
-    assert (code, "needs data" in err) == (2, True)
+    assert (code, "the recipe's method sparsegpt needs data" in err) == (2, True)
+
+
+def test_recipe_of_another_verb_is_refused_with_the_one_that_repeats_it(call: Call) -> None:
+    call("sparsify", "chain.onnx", "--recipe-out", "thin.json")
+    code, out, err = call("shrink", "chain.onnx", "--recipe", "thin.json")
+    assert (code, out) == (2, "")
+    assert "removes no channels (sparsify --recipe repeats it)" in err
+    call("shrink", "chain.onnx", "--ratio", 0.5, "--then", "2:4", "--recipe-out", "both.json")
+    code, out, err = call("sparsify", "chain.onnx", "--recipe", "both.json", "--force")
+    assert (code, out) == (2, "")
+    assert "shrink --recipe repeats it" in err
+
+
+def test_then_takes_the_sparsity_asked_for(call: Call) -> None:
+    given = ("shrink", "chain.onnx", "--ratio", 0.5, "--force")
+    found = call.json(*given, "--then", "unstructured", "--sparsity", 0.75)
+    rows = [row for row in found["sparsity"]["layers"] if row["done"]]
+    assert rows
+    for row in rows:
+        assert row["zeros"] == pytest.approx(0.75, abs=0.01)
+    made = io.load("chain.pruned.onnx").weights()["w1"].read()
+    assert (made == 0).mean() == pytest.approx(0.75, abs=0.01)
+    code, _, err = call(*given, "--then", "2:4", "--sparsity", 0.7)
+    assert (code, "means sparsity 0.5" in err) == (2, True)
+    code, _, err = call(*given, "--sparsity", 0.7)
+    assert (code, "sparsity goes with a pattern" in err) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune.analyse import analyse
@@ -65,9 +66,25 @@ def test_parts_of_a_concat_keep_to_themselves() -> None:
     )  # fmt: skip
     made = done(model)
     assert [one.why for one in made.groups if one.readers] == ["", ""]
-    kept = [np.array(one.kept) for one in made.moved if one.tensor == "w3"]
-    for order in kept:
-        assert set(order[:16]) == set(range(16))
+    (order,) = (np.array(one.kept) for one in made.moved if one.tensor == "w3")  # one for both
+    assert set(order[:16]) == set(range(16))
+    assert not np.array_equal(order[:16], np.arange(16))
+    assert not np.array_equal(order[16:], np.arange(16, 40))
+
+
+def test_copies_of_one_value_stay_one_constant_whatever_the_order() -> None:
+    """Exporters store a zero bias once for all layers of a width."""
+    model = drawn(
+        """g (float[N,4] x) => (float[N,3] y) {
+            a = MatMul(x, w1)  p = Add(a, zero)  r = Relu(p)  b = MatMul(r, w2)  q = Add(b, zero)
+            s = Relu(q)  y = MatMul(s, w3)}""",
+        w1=(4, 16), w2=(16, 16), w3=(16, 3), zero=(16,),
+    )  # fmt: skip
+    held = next(one for one in model.proto.graph.initializer if one.name == "zero")
+    held.CopyFrom(onnx.numpy_helper.from_array(np.zeros(16, np.float32), "zero"))
+    made = done(Model(model.proto))
+    assert len([one for one in made.groups if not one.why]) == 2
+    assert set(made.model.weights()) == set(model.weights())
 
 
 def test_what_leaves_the_model_or_has_one_run_stays_with_a_reason() -> None:

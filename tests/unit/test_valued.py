@@ -10,6 +10,7 @@ from onnxprune.data import Data, load_data
 from onnxprune.errors import UsageError
 from onnxprune.io import Model, load
 from onnxprune.patterns import NM, holds
+from onnxprune.report.tables import sparsify_report
 from onnxprune.runtime import session
 from onnxprune.sparsifying import sparsify
 from onnxprune.weights import sparse_layers
@@ -153,6 +154,29 @@ def test_inputs_that_never_change_leave_the_largest_weights(value: float) -> Non
     assert all(
         holds(NM(2, 4), layer.matrix(), 0.5, taps=layer.taps) for layer in sparse_layers(made)
     )
+
+
+def test_layers_that_no_data_speak_of_are_said_to_go_by_magnitude() -> None:
+    """Those in the body of an If: both have the same weights and inputs."""
+    rng = np.random.default_rng(2)
+    text = """g (float[N,8] x, bool c) => (float[N,6] y) {
+        a = MatMul(x, w1)  r = Relu(a)
+        y = If(c) <then_branch = t () => (z) {z = MatMul(r, w2)},
+                   else_branch = e () => (u) {u = Identity(r0)}>}"""
+    text = text.replace("Identity(r0)", "MatMul(r, w2)")
+    shapes = {"w1": (8, 16), "w2": (16, 6)}
+    model = parsed(
+        text, **{name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    )
+    x = rng.standard_normal((64, 8)).astype(np.float32)
+    data = Data([{"x": x, "c": np.array(True)}], "given", random=False, samples=64)
+    _, report = sparsify(model, data=data)
+    assert report.sparsified is not None
+    methods = {one.tensor: one.method for one in report.sparsified.layers if one.done}
+    assert methods == {"w1": "sparsegpt", "w2": "magnitude"}
+    (said,) = (line for line in map(str, sparsify_report(report)) if line.startswith("2:4 in"))
+    assert "by sparsegpt, " in said
+    assert "by magnitude" in said
 
 
 def test_what_is_kept_is_counted_on_the_weights_there_were() -> None:
