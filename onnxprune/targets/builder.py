@@ -100,7 +100,8 @@ def build(
                 return _dead("timeout", f"{_LIBRARY} had not answered after {timeout:g} s",
                              "give it longer with --timeout")  # fmt: skip
         if done.returncode or not result.exists():
-            return _dead("crashed", _last_words(done.returncode, log), "")
+            return _dead("crashed", _last_words(done.returncode, log),
+                         "`onnxprune check --no-build` asks our rules alone")  # fmt: skip
         return _answered(json.loads(result.read_text("utf-8")))
 
 

@@ -87,7 +87,7 @@ def sparse_findings(found: Weights) -> Iterator[Finding]:
         if reason is not None:
             yield Finding(
                 WARNING, "sparse-channels", label, f"its weight is 2:4 sparse, but it has {reason}",
-                "shrink --round-to auto --then 2:4 keeps what sparse kernels take",
+                "where channels may go, shrink --round-to auto --then 2:4 leaves a multiple",
             )  # fmt: skip
             continue
         reason = gain(layer, _PATTERN)
