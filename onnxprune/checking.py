@@ -158,8 +158,8 @@ def complaint(found: Checked) -> str:
     where = f"{first.node}: " if first.node else ""
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     cure = f"; {first.cure}" if first.cure else ""
-    if not first.node and not cure and len(errors) > 1:  # a crash, which a rule may explain
-        other = next((one for one in errors if one.node and one.cure), errors[1])
+    other = next((one for one in errors if one.node and one.cure), None)
+    if not first.node and other is not None:  # a crash, which a rule may explain
         cure = f"; {other.node}: {other.message}; {other.cure}"
     return f"{who} {what}: {where}{first.message}{more}{cure}"
 

@@ -92,7 +92,7 @@ def build(
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     timeout=timeout,
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                    env=os.environ | {"PYTHONPATH": _search_path()},
                     cwd=folder,
                     check=False,
                 )
@@ -100,8 +100,14 @@ def build(
                 return _dead("timeout", f"{_LIBRARY} had not answered after {timeout:g} s",
                              "give it longer with --timeout")  # fmt: skip
         if done.returncode or not result.exists():
-            return _dead("crashed", _last_words(done.returncode, log), "")
+            return _dead("crashed", _last_words(done.returncode, log),
+                         "`onnxprune check --no-build` asks our rules alone")  # fmt: skip
         return _answered(json.loads(result.read_text("utf-8")))
+
+
+def _search_path() -> str:
+    """Where this process finds packages: the other one is to find the same."""
+    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
 def _answered(answer: Mapping[str, object]) -> Build:

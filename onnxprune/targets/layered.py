@@ -87,7 +87,7 @@ def sparse_findings(found: Weights) -> Iterator[Finding]:
         if reason is not None:
             yield Finding(
                 WARNING, "sparse-channels", label, f"its weight is 2:4 sparse, but it has {reason}",
-                "shrink --round-to auto --then 2:4 keeps what sparse kernels take",
+                "where channels may go, shrink --round-to auto --then 2:4 leaves a multiple",
             )  # fmt: skip
             continue
         reason = gain(layer, _PATTERN)
@@ -116,7 +116,8 @@ def width_findings(layers: Sequence[LayerReport]) -> Iterator[Finding]:
 
 def _width(label: str, side: Width, verb: str) -> Finding:
     count = side.before if side.after is None else side.after
-    text = f"{verb} {count} channels, not a multiple of {side.wants}"
+    channels = "channel" if count == 1 else "channels"
+    text = f"{verb} {count} {channels}, not a multiple of {side.wants}"
     if side.why.endswith(_CURABLE):
         return Finding(
             WARNING, "channels", label, text, f"shrink --round-to {side.wants} aligns them"

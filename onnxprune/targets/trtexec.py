@@ -40,16 +40,18 @@ def trtexec(path: str, weights: Weights, profiles: Mapping[str, Profile]) -> Nex
         parts.append("--stronglyTyped")
     if weights.eligible:
         parts.append("--sparsity=enable")
-    return NextStep(" ".join(parts), tuple(_expect(path, weights)))
+    return NextStep(" ".join(parts), tuple(_expect(path, weights, profiles)))
 
 
-def _expect(path: str, weights: Weights) -> list[str]:
+def _expect(path: str, weights: Weights, profiles: Mapping[str, Profile]) -> list[str]:
     """Plainly what TensorRT will make of it; nothing of this was timed."""
     said = []
+    if any(not profile.given for profile in profiles.values()):
+        said.append("shapes in the next line are those the model was analysed at: put yours")
     if weights.single:
         said.append(
-            "float32 stays float32 in TensorRT 11, which takes types from the file: "
-            f"`onnxprune quantize {shlex.quote(path)} --to fp16` first (TensorRT 10 takes --fp16)"
+            "float32: TensorRT 11 runs it as such (10 has --fp16); "
+            f"`onnxprune quantize {shlex.quote(path)} --to fp16` makes it 16-bit"
         )
     elif weights.typed:
         said.append(

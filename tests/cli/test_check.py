@@ -150,6 +150,17 @@ def test_failed_build_is_exit_4_and_names_the_node(
     )
 
 
+def test_crash_is_explained_by_the_rule_that_foresaw_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = Finding("error", "builder", "", "TensorRT-RTX crashed: SIGSEGV", "leave it out")
+    answers(monkeypatch, Build("crashed", "", (crash,)))
+    code, out, err = call("check", "uint8.onnx")
+    assert code == 4
+    assert "TensorRT-RTX did not build it (crashed)" in out
+    assert "crashed: SIGSEGV, and 1 more; DequantizeLinear 'k': it reads 'wu'" in err
+
+
 def test_shapes_of_a_dynamic_input_go_into_profile_and_command(call: Call) -> None:
     found = call.json(
         "check", "open.onnx", "--no-build", "--min-shape", "x:1x3x8x8", "--opt-shape", "x:4x3x8x8",

@@ -88,6 +88,16 @@ def test_profiles_reach_the_worker(path: Path) -> None:
     assert "{'x': [[1], [2], [3]]}" in made.version
 
 
+def test_worker_finds_the_packages_that_we_find(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path.parent / "only_here.py").write_text("VERSION = 'found'")
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    code = "import only_here\n" + ANSWER.replace('"9"', "only_here.VERSION")
+    assert build(path, {}, worker=fake(code)).version == "TensorRT-RTX found"
+
+
 def test_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "MODULE", "no_such_module_anywhere")
     with pytest.raises(MissingExtraError, match=r"onnxprune\[tensorrt\]"):
