@@ -17,6 +17,7 @@ from onnxprune.types import Float64Array, Sparsified, ThinLayer
 from onnxprune.validate import bits
 
 METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
+_ROUNDED = 8  # channels that `--round-to auto` gives multiples of, where there are enough
 _XZ_UNASKED = 16_000_000  # bytes of a model that xz takes a second or two for
 
 
@@ -58,6 +59,26 @@ def impose(model: Model, options: SparsifyOptions) -> Thinned:
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UnsupportedModelError(f"no layer can take pattern {options.pattern}: {said}{more}")
     return found
+
+
+def wants_rounding(found: Thinned, rounding: int | str) -> str | None:
+    """What to say where blocks are wider than what widths were rounded to, and layers lack them.
+
+    Args:
+        found: What was imposed.
+        rounding: What widths were rounded to.
+    """
+    pattern = found.wish.pattern
+    side = max(pattern.outputs, pattern.channels) if isinstance(pattern, Block) else 1
+    narrow = [one for one in found.layers if not one.eligible and "not a multiple of" in one.why]
+    fits = isinstance(rounding, int) and rounding % side == 0
+    if side <= _ROUNDED or fits or not narrow:
+        return None
+    many = "1 layer stays" if len(narrow) == 1 else f"{len(narrow)} layers stay"
+    return (
+        f"{many} dense, first '{narrow[0].node}': {narrow[0].why}; widths are not rounded to "
+        f"blocks of {side} by themselves: --round-to {side} does that where layers are wide enough"
+    )
 
 
 def measured_against(before: Model, found: Thinned) -> Thinned:

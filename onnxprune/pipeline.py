@@ -30,7 +30,14 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
-from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
+from onnxprune.impose import (
+    check_replay,
+    halved,
+    impose,
+    measured_against,
+    sparsified,
+    wants_rounding,
+)
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.latency_target import feeds_of
@@ -261,6 +268,8 @@ def shrink(
                     thinned = measured_against(plain, thinned)
                 if given is not None:
                     check_replay(given, thinned)
+                elif (said := wants_rounding(thinned, rounding)) is not None:
+                    _log.warning("%s", said)
             surgery = replace(surgery, model=thinned.model)
         tidy = None
         if any(asked.tidying):
