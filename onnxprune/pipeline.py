@@ -128,7 +128,7 @@ def shrink(
             calibration data and takes the one whose cut moves the outputs least.
         aggregate: As in ``score``.
         round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware. None:
-            1 for a ratio; for targets 16, 8, ``auto``, 4 or 1, the first that comes within 0.01;
+            1 for a ratio; for targets 16, 8, 4 or 1, the first that comes within 0.01;
             ``auto`` where latency or ``then`` counts.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
