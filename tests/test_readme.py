@@ -47,7 +47,9 @@ def comparable(output: str) -> list[str]:
     output = re.sub(r"-?\b\d\.\d{4}\b", "#", output)
     lines = [re.sub(r"\s+", " ", line).strip() for line in output.splitlines()]
     return [
-        re.sub(_FIGURE, "#", line) if re.search(r"drift|cosine|held-out|in about", line) else line
+        re.sub(_FIGURE, "#", line)
+        if re.search(r"drift|cosine|held-out|in about|latency", line)
+        else line
         for line in lines
     ]
 

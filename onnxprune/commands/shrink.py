@@ -177,7 +177,7 @@ def shrink(
             "--then",
             metavar="PATTERN",
             help="Impose a sparsity pattern on what is left, such as 2:4; widths are rounded for "
-            "it.",
+            "N:M, for blocks of more than 8 give --round-to.",
         ),
     ] = None,
     sparsity: Annotated[
