@@ -81,7 +81,8 @@ def _compare(
         return slope, None
     best: float | None = None
     for share in _SHARES:
-        step = min(share * max(abs(loss), 1e-3) / slope, reach)
+        # Both shrink: where the slope is small, curvature is what a step of `reach` would measure.
+        step = min(share * max(abs(loss), 1e-3) / slope, reach * share / _SHARES[0])
         off = (step / slope * along).astype(np.float32)
         values = []
         for moved in (weight + off, weight - off):
