@@ -44,10 +44,11 @@ ORDER = tuple(
     train.rewrites train.losses train.spatial train.place train.ort train.backends
     train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
-    train.judge train.loop train.session tuning
+    train.judge train.loop train.session tuning rounds
     terminal
-    commands commands.options commands.inspect commands.shrink commands.sparsify
-    commands.sensitivity commands.sweep commands.compare commands.finetune commands.schema
+    commands commands.options commands.finetune commands.training
+    commands.inspect commands.shrink commands.sparsify
+    commands.sensitivity commands.sweep commands.compare commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
