@@ -76,7 +76,8 @@ def rounds(**options: Any) -> tuple[io.Model, Any]:
     trainer = options.pop("trainer", None) or FromGradients(gradients)
     training = {**TRAINING, "trainer": trainer}
     return shrink_in_rounds(
-        options.pop("model", "m.onnx"), options.pop("output", "out.onnx"), cut={}, training=training,
+        options.pop("model", "m.onnx"), options.pop("output", "out.onnx"),
+        cut={}, training=training,
         **{"ratio": 0.5, "steps": 3, "schedule": "linear", **options},
     )  # fmt: skip
 
