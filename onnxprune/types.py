@@ -202,6 +202,27 @@ class Epoch:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of cutting and training.
+
+    Attributes:
+        number: From 1.
+        params: Left after it.
+        macs: Left after it.
+        before: Share of right classes, or of agreement, on the samples held out, before training.
+        after: The same after training.
+        path: File of its model.
+    """
+
+    number: int
+    params: int
+    macs: int
+    before: float
+    after: float
+    path: str
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What fine-tuning did.
@@ -628,6 +649,7 @@ class Report:
         following: What to run next, None where no file was written.
         tidied: What folding and simplifying left, None where nobody asked for it.
         tuned: What fine-tuning did, None where there was none.
+        rounds: Rounds of cutting and training, where there were any.
     """
 
     verb: str
@@ -658,3 +680,4 @@ class Report:
     following: NextStep | None = None
     tidied: Tidied | None = None
     tuned: Tuned | None = None
+    rounds: tuple[Round, ...] = ()

@@ -53,11 +53,11 @@ ORDER = tuple(
     train.torch_graph train.torch_trainer
     train.backends train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
-    train.judge train.loop train.session tuning
+    train.judge train.loop train.session tuning rounds
     terminal
-    commands commands.options commands.inspect commands.shrink commands.sparsify
-    commands.sensitivity commands.sweep commands.compare commands.check commands.finetune
-    commands.schema
+    commands commands.options commands.finetune commands.training
+    commands.inspect commands.shrink commands.sparsify
+    commands.sensitivity commands.sweep commands.compare commands.check commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )

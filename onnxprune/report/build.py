@@ -29,6 +29,7 @@ from onnxprune.report.model import (
     OperatorJson,
     RefittedJson,
     ReportJson,
+    RoundJson,
     SparsityJson,
     StatsJson,
     ThinLayerJson,
@@ -203,6 +204,17 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         next=None if report.following is None else _next(report.following),
         tidied=None if report.tidied is None else _tidied(report.tidied),
         tuned=None if report.tuned is None else _tuned(report.tuned),
+        rounds=[
+            RoundJson(
+                number=one.number,
+                params=one.params,
+                macs=one.macs,
+                before=_finite(one.before),
+                after=_finite(one.after),
+                path=one.path,
+            )
+            for one in report.rounds
+        ],
     )
     return found.model_dump(mode="json", by_alias=True)
 
