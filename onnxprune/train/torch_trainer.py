@@ -30,7 +30,7 @@ class TorchTrainer:
         device: ``auto`` takes a CUDA device where there is one, else the CPU; or as torch spells
             it: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         channels_last: Keep images with the channels innermost, which convolutions run faster on;
-            None does so where most weights belong to two-dimensional convolutions.
+            None does so where that is so.
     """
 
     name = "torch"
@@ -78,7 +78,7 @@ class TorchTrainer:
         self._job, self._graph = job, graph
         self._optimizer, self._steps = _optimizer(graph, job), 0
         self._masks = {
-            name: torch.as_tensor(np.array(mask, np.float32)).to(graph.parameters[name])
+            name: torch.empty_like(graph.parameters[name].detach()).copy_(_tensor(mask))
             for name, mask in job.masks.items()
         }
         self._keep_zeros()
@@ -157,14 +157,14 @@ class TorchTrainer:
             for name in (*self._job.weights, *self._job.statistics):
                 if name in state:
                     tensor = graph.constant(name)
-                    tensor.copy_(torch.from_numpy(np.array(state[name])))
+                    tensor.copy_(_tensor(state[name]))
         self._steps = int(state.get(_STEPS, np.array(self._steps)))
         for name, weight in graph.parameters.items():
             own = {}
             for prefix, key in _MOMENTS[self._job.optimizer].items():
                 if prefix + name in state:
-                    moment = torch.from_numpy(np.array(state[prefix + name]))
-                    own[key] = torch.empty_like(weight).copy_(moment).detach()
+                    moment = _tensor(state[prefix + name])
+                    own[key] = torch.empty_like(weight.detach()).copy_(moment)
             if own:
                 if self._job.optimizer == "adamw":
                     own["step"] = torch.tensor(float(self._steps))
@@ -232,14 +232,21 @@ def _optimizer(graph: TorchGraph, job: Job) -> Any:
 
 
 def _images(graph: TorchGraph) -> bool:
-    """Whether most of what is trained are filters of two-dimensional convolutions."""
-    filters, others = 0, 0
-    for weight in graph.parameters.values():
-        if weight.ndim == 4:
-            filters += int(weight.numel())
-        else:
-            others += int(weight.numel())
-    return filters > others
+    """Whether convolutions of images are most of what is trained, and few of them depthwise.
+
+    Measured on a CPU: a ResNet steps a fifth faster with channels innermost, a MobileNet slower.
+    """
+    weights = list(graph.parameters.values())
+    filters = [weight for weight in weights if weight.ndim == 4]
+    depthwise = sum(int(weight.shape[1]) == 1 for weight in filters)
+    size = sum(int(weight.numel()) for weight in filters)
+    most = 2 * size > sum(int(weight.numel()) for weight in weights)
+    return most and 4 * depthwise < len(filters)
+
+
+def _tensor(array: AnyArray) -> Tensor:
+    """A float32 tensor of its own."""
+    return torch.from_numpy(np.array(array, np.float32))
 
 
 def _device(spelled: str) -> str:

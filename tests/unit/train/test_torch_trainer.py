@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnxprune.train.gradcheck import check_gradients  # noqa: E402
 from onnxprune.train.protocol import Arrays, Job, Term, Trainer  # noqa: E402
 from onnxprune.train.torch_trainer import TorchTrainer  # noqa: E402
 from onnxprune.train.updates import Updates  # noqa: E402
+from onnxprune.tuning import finetune  # noqa: E402
 from tests.small import conv_chain, parsed  # noqa: E402
 
 pytestmark = pytest.mark.training
@@ -284,6 +286,38 @@ def test_a_target_of_the_wrong_shape_is_one_line() -> None:
     with pytest.raises(TrainingError) as caught:
         trainer.step(batch[0], {"labels": np.zeros(3, np.int64)}, rate=0.1)
     assert "\n" not in str(caught.value)
+
+
+def test_finetune_trains_with_it_and_writes_the_weights_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = conv_chain((3, 8, 12), batch="N")
+    onnx.save(model.proto, tmp_path / "in.onnx")
+    x = rng.standard_normal((192, 3, 8, 8)).astype(np.float32)
+    labels = (x.mean((2, 3)).argmax(1)).astype(np.int64)
+    np.savez(tmp_path / "data.npz", x=x)
+    made, report = finetune(
+        tmp_path / "in.onnx",
+        data=tmp_path / "data.npz",
+        labels=labels,
+        epochs=6,
+        rate=1e-2,
+        batch_size=32,
+        trainer="torch",
+        threads=1,
+        output=tmp_path / "out.onnx",
+    )
+    assert report.tuned is not None
+    assert report.tuned.trainer == "torch"
+    assert report.tuned.checked > 0
+    before, after = report.tuned.epochs[0], report.tuned.epochs[report.tuned.best]
+    assert after.held_out < before.held_out  # a loss
+    saved = {
+        t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer
+    }
+    old = {t.name: numpy_helper.to_array(t) for t in model.proto.graph.initializer}
+    assert saved.keys() == old.keys()
+    assert all(not np.array_equal(saved[name], old[name]) for name in old)
+    np.testing.assert_array_equal(saved["w0"], made.weights()["w0"].read())
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
