@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import compare as compare
     from onnxprune.pipeline import inspect as inspect
     from onnxprune.pipeline import shrink as shrink
+    from onnxprune.quantizing import quantize as quantize
     from onnxprune.report.build import report as report
     from onnxprune.rewrite import rewrite as rewrite
     from onnxprune.score import Importance as Importance
@@ -58,6 +59,7 @@ _HOME = {
     "compare": "pipeline",
     "inspect": "pipeline",
     "shrink": "pipeline",
+    "quantize": "quantizing",
     "report": "report.build",
     "masked_twin": "twin",
     "rewrite": "rewrite",
@@ -91,6 +93,7 @@ __all__ = [
     "load",
     "load_data",
     "masked_twin",
+    "quantize",
     "random_data",
     "report",
     "rewrite",

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from onnx import TensorProto
+
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
@@ -25,6 +28,7 @@ from onnxprune.data import Data, load_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
+from onnxprune.feeds import Batch
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
 from onnxprune.impose import check_replay, halved, impose, measured_against, sparsified
@@ -32,6 +36,7 @@ from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
+from onnxprune.quantize.convert import Converted
 from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
@@ -40,6 +45,7 @@ from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import Mode, Request
 from onnxprune.restoring import Restored, restored
 from onnxprune.rewrite import Surgery, operate
+from onnxprune.runtime import accepts
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
@@ -393,6 +399,42 @@ def _verify(
             if verdict.status != "not_run":
                 break
     return judged(verdict, check.limits)
+
+
+def quantized_verdict(original: Model, made: Converted, data: Data, check: Check) -> Verdict:
+    """The verdict on a quantized model that may be written; a failed one raises.
+
+    Raises:
+        VerificationError: It is wrong, or passes a limit, or cannot be run.
+    """
+    verdict = run_checks(
+        original,
+        made.model,
+        twin=None,
+        data=data,
+        level=check.level,
+        limits=check.limits,
+        runs_as=made.runs_as,
+    )
+    notes = verdict.notes
+    if made.found.to == "bf16":
+        notes += ("ONNX Runtime has no bfloat16 kernels on a CPU: this is an emulation that rounds "
+                  "after every node",)  # fmt: skip
+    elif made.found.to == "fp16":
+        refused = accepts(made.model, _halved(made.model, data.probes[0]))
+        if refused is not None:
+            raise VerificationError(f"quantized model: {refused}", hint=BUG)
+        notes += ("rounded after every node, as hardware does and ONNX Runtime on a CPU does not",)
+    return judged(replace(verdict, notes=notes), check.limits)
+
+
+def _halved(model: Model, batch: Batch) -> Batch:
+    """A batch in the types of a model's inputs."""
+    wanted = {value.name: value.type.tensor_type.elem_type for value in model.proto.graph.input}
+    return {
+        name: array.astype(np.float16) if wanted.get(name) == TensorProto.FLOAT16 else array
+        for name, array in batch.items()
+    }
 
 
 def judged(verdict: Verdict, limits: Limits) -> Verdict:

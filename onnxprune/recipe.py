@@ -50,6 +50,20 @@ class SparsifyOptions(_Part):
     only: tuple[str, ...] = ()
 
 
+class QuantizeOptions(_Part):
+    """What quantization was asked for, and what it came to.
+
+    ``method`` is null for floats; ``floats`` are layers that int8 left in float for their drift.
+    """
+
+    to: Literal["fp16", "bf16", "int8"]
+    method: Literal["minmax", "percentile", "entropy"] | None = None
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    convert_io: bool = False
+    floats: tuple[str, ...] = ()
+
+
 class Options(_Part):
     """What was asked for, defaults filled in."""
 
@@ -76,6 +90,7 @@ class Options(_Part):
     schedule: Literal["polynomial", "linear"] = "polynomial"
     seed: int = 0
     sparsify: SparsifyOptions | None = None
+    quantize: QuantizeOptions | None = None
 
 
 class CopyEntry(_Part):
@@ -159,6 +174,7 @@ class Recipe(_Part):
         optional = {"sensitivity_sha256", "max_loss"} if self.options.max_loss is None else set()
         optional |= {"data_sha256"} if self.options.data_sha256 is None else set()
         optional |= {"sparsify"} if self.options.sparsify is None else set()
+        optional |= {"quantize"} if self.options.quantize is None else set()
         written["options"] = self.options.model_dump(mode="json", exclude=optional)
         written["sparsity"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.sparsity
@@ -298,6 +314,23 @@ def embed(model: Model, recipe: Recipe) -> Model:
     else:
         proto.metadata_props.add(key=METADATA_KEY, value=recipe.compact())
     return replace(model, proto=proto)
+
+
+def requantized(model: Model, source: Model, done: QuantizeOptions, version: str) -> Model:
+    """The model with a recipe that says what its quantization did, after all that came before.
+
+    Args:
+        model: What ``source`` became.
+        source: What was quantized, with a recipe or without.
+        done: What was done.
+        version: Of onnxprune.
+    """
+    carried = any(entry.key == METADATA_KEY for entry in source.proto.metadata_props)
+    before = read(source) if carried else build(
+        source, Surgery(source, (), {}, (), ()), Options(), version
+    )  # fmt: skip
+    options = before.options.model_copy(update={"quantize": done})
+    return embed(model, before.model_copy(update={"options": options}))
 
 
 # -- reading ---------------------------------------------------------------------------------------

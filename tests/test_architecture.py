@@ -35,13 +35,16 @@ ORDER = tuple(
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe impose valued
     drift verify
+    quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
+    quantize.int8 quantize.convert
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.plots report.studies
-    checks restoring request pipeline sparsifying studies
+    checks restoring request pipeline sparsifying quantizing studies
     terminal
     commands commands.options commands.inspect commands.shrink commands.sparsify
+    commands.quantize
     commands.sensitivity commands.sweep commands.compare commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)

@@ -20,9 +20,11 @@ from onnxprune.report.model import (
     DriftJson,
     GroupJson,
     HeldJson,
+    KeptNodeJson,
     LatencyJson,
     LayerJson,
     OperatorJson,
+    QuantizedJson,
     RefittedJson,
     ReportJson,
     SparsityJson,
@@ -44,6 +46,7 @@ from onnxprune.types import (
     Latency,
     LayerReport,
     ModelStats,
+    Quantized,
     Report,
     Sparsified,
     ThinLayer,
@@ -190,6 +193,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         layers=[_layer(layer) for layer in report.layers],
         sparsity=None if report.sparsified is None else _sparsity(report.sparsified),
         held=None if report.held is None else [_held(one) for one in report.held],
+        quantized=None if report.quantized is None else _quantized(report.quantized),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -279,6 +283,19 @@ def _sparsity(found: Sparsified) -> SparsityJson:
         packed_bytes=found.packed_bytes,
         dense_bytes=found.dense_bytes,
         xz=None if xz is None else XzJson(before=xz[0], after=xz[1]),
+    )
+
+
+def _quantized(found: Quantized) -> QuantizedJson:
+    before, after = found.bytes
+    return QuantizedJson(
+        to=found.to,  # type: ignore[arg-type]  # pydantic checks it
+        method=found.method or None,  # type: ignore[arg-type]  # and this
+        done=list(found.done),
+        kept=[KeptNodeJson(node=n.node, op_type=n.op_type, why=n.why) for n in found.kept],
+        lost=found.lost,
+        weight_bytes=CostJson(before=before, after=after),
+        tried={name: _finite(error) for name, error in found.tried.items()},
     )
 
 
