@@ -64,8 +64,8 @@ class _Lowering:
             copy.CopyFrom(node)
         del self.graph.node[:]
         self.graph.node.extend(order)
-        for value in (*self.graph.value_info, *(self.graph.output if self.convert_io else ())):
-            if value.name in self.typing.tensors:
+        for value in self.graph.value_info:
+            if self.kinds.get(value.name) == self.low:
                 value.type.tensor_type.elem_type = self.low
         return replace(self.model, proto=self.proto, deferred=self.deferred)
 

@@ -41,6 +41,7 @@ _BLOCKED = {
     "TopK": "it compares scores",
     "Upsample": "it has no 16-bit form",
 }
+_NO_BF16 = {"HardSigmoid", "HardSwish"}  # TensorRT's parser refuses them, measured with RTX 1.7
 _MAKERS = {"ConstantOfShape", "EyeLike", "Range"}
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
 _SIZES = "it computes with sizes or positions"
@@ -156,6 +157,8 @@ class Typist:
             return "it has a body"
         if node.op_type in _BLOCKED:
             return _BLOCKED[node.op_type]
+        if self.low == BF16 and node.op_type in _NO_BF16:
+            return "TensorRT takes no bfloat16 in it"
         if any(name and not self.kinds.get(name) for name in (*node.input, *node.output)):
             return "the type of what it reads or makes is not known"
         if self._sizes(node):
