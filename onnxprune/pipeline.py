@@ -22,7 +22,7 @@ from onnxprune.checks import (
     check_restore,
     check_sources,
 )
-from onnxprune.cost import stats, stats_after
+from onnxprune.cost import stats, stats_after, stored_bytes
 from onnxprune.curves import Allowance
 from onnxprune.data import Data, load_data, random_data
 from onnxprune.density import warnings
@@ -36,8 +36,17 @@ from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
-from onnxprune.quantize.convert import Converted
-from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
+from onnxprune.quantize.convert import TYPES, Converted, check_options, check_zeros, convert
+from onnxprune.recipe import (
+    Options,
+    QuantizeOptions,
+    Recipe,
+    build,
+    embed,
+    read,
+    requantized,
+    warn_of_other_data,
+)
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -89,6 +98,7 @@ def shrink(
     steps: int = 1,
     schedule: str = "polynomial",
     then: str | None = None,
+    quantize: str | None = None,
     input_shapes: Mapping[str, Shape] | None = None,
     data: Path | str | Data | None = None,
     seed: int = 0,
@@ -141,6 +151,8 @@ def shrink(
         then: Sparsity pattern such as ``2:4`` to impose on what is left: as a part of the refit
             where there is one, else the smallest weights go. ``round_to`` is then ``auto``, and
             knows of it, unless it is more than 1. Patterns that imply no share take half.
+        quantize: ``fp16``, ``bf16`` or ``int8``: write what is left in that, as the verb
+            ``quantize`` does. A recipe that says so is repeated so.
         input_shapes: Concrete shapes for symbolic inputs.
         data: Calibration data, for ranking, restoring and verification: an ``.npz`` file or
             ``Data``; None verifies on random inputs.
@@ -180,6 +192,7 @@ def shrink(
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
     pattern = None if then is None else halved(then)
+    wished = None if quantize is None else precision(quantize, data)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -190,6 +203,9 @@ def shrink(
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
             dict(targets or {}), aggregate, restore, steps, schedule, pattern,
         )  # fmt: skip
+        if given is not None and wished is None and given.options.quantize is not None:
+            wished = given.options.quantize
+            check_options(wished, data)
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
@@ -212,7 +228,8 @@ def shrink(
             )
         elif given is not None:
             warn_of_other_data(given, check.data)
-        later = restoring != "none" or asked.sparse is not None  # drift is measured at the end
+        # Then drift is measured at the end.
+        later = restoring != "none" or asked.sparse is not None or wished is not None
         level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
@@ -237,14 +254,26 @@ def shrink(
                 if given is not None:
                     check_replay(given, thinned)
             surgery = replace(surgery, model=thinned.model)
+        narrow = None
+        if wished is not None:
+            with clock.stage("quantize"):
+                measured = check.data if check.data is not None else made_up_data(graph, seed)
+                narrow = convert(surgery.model, wished, check.data, measured)
+                if verify != "none":
+                    check_zeros(narrow.plain, narrow.model)
         if later:
-            verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
+            verdict = _measured(graph, surgery.model, verdict, check, clock, recovered, narrow)
         mode = plan.graph.tracer.attention
         options = asked.options(method, restoring, mode, sparse, check.data)
         made, written = _with_recipe(surgery, original, options, thinned)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
+        if narrow is not None:
+            base = made if written else embed(made, _empty_recipe(made, original, options))
+            made = requantized(narrow.model, base, narrow.options, __version__)
+            written = read(made)
+            after = replace(after, bytes=stored_bytes(made))
         with clock.stage("save"):
             recipes: dict[Path, str] = {}
             if recipe_out is not None:
@@ -252,7 +281,7 @@ def shrink(
                 recipes[Path(recipe_out)] = kept.readable()
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force,
-                check=None if verify == "none" else _pattern_check(whole, thinned),
+                check=None if verify == "none" else _pattern_check(whole, thinned, narrow),
             )  # fmt: skip
             if output is not None:
                 size = sum(count for path, count in files.items() if path not in recipes)
@@ -283,6 +312,7 @@ def shrink(
         sparsified=None
         if thinned is None or sparse is None
         else sparsified(thinned, sparse, whole, made, xz=False),
+        quantized=None if narrow is None else narrow.found,
     )
 
 
@@ -330,8 +360,25 @@ def _with_recipe(
     return embed(surgery.model, written), written
 
 
-def _pattern_check(whole: Model, thinned: Thinned | None) -> Callable[[Model], None] | None:
-    """What is asked of the written file where a pattern was imposed."""
+def precision(to: str, data: object) -> QuantizeOptions:
+    """What ``shrink`` asks of quantization.
+
+    Raises:
+        UsageError: There is no such type, or it lacks what it needs.
+    """
+    if to not in TYPES:
+        raise UsageError(f"quantize is '{to}'", hint="give fp16, bf16 or int8")
+    options = QuantizeOptions(to=to)  # type: ignore[arg-type]  # checked above
+    check_options(options, data)
+    return options
+
+
+def _pattern_check(
+    whole: Model, thinned: Thinned | None, narrow: Converted | None
+) -> Callable[[Model], None] | None:
+    """What is asked of the written file where a pattern was imposed, or weights quantized."""
+    if narrow is not None:
+        return lambda written: check_zeros(narrow.plain, written)
     if thinned is None:
         return None
     return lambda written: check_held(whole, written, thinned)
@@ -458,21 +505,18 @@ def _measured(
     check: Check,
     clock: Clock,
     recovered: Restored | None,
+    narrow: Converted | None,
 ) -> Verdict:
     """The verdict on what is written: the proof of the plain cut, and its own drift."""
     if check.level == "none":
         return proved
     unseen = None if recovered is None else recovered.unseen
     data = check.data if check.data is not None else unseen
+    data = data if data is not None else made_up_data(graph, check.seed)
     with clock.stage("verify"):
         found = run_checks(
-            graph.graph.source,
-            made,
-            twin=None,
-            data=data if data is not None else made_up_data(graph, check.seed),
-            level=check.level,
-            limits=check.limits,
-        )
+            graph.graph.source, made, twin=None, data=data, level=check.level, limits=check.limits
+        ) if narrow is None else quantized_verdict(graph.graph.source, narrow, data, check)  # fmt: skip
     if found.status == "failed":
         hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onnxprune.commands.options import (
+    Calibration,
     DataPath,
     Debug,
     DryRun,
@@ -19,6 +19,7 @@ from onnxprune.commands.options import (
     MinCosine,
     MinTop1,
     ModelPath,
+    Precision,
     Quiet,
     RecipeOut,
     Seed,
@@ -27,23 +28,6 @@ from onnxprune.commands.options import (
     shapes,
 )
 from onnxprune.terminal import print_json, printing, session, show
-
-
-class Precision(StrEnum):
-    """What numbers become."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-
-
-class Calibration(StrEnum):
-    """How ranges of activations are found."""
-
-    auto = "auto"
-    minmax = "minmax"
-    percentile = "percentile"
-    entropy = "entropy"
 
 
 def quantize(

@@ -22,6 +22,7 @@ from onnxprune.commands.options import (
     MinCosine,
     MinTop1,
     ModelPath,
+    Precision,
     Quiet,
     RecipeOut,
     Restoring,
@@ -173,6 +174,12 @@ def shrink(
             "it.",
         ),
     ] = None,
+    quantize: Annotated[
+        Precision | None,
+        typer.Option(
+            "--quantize", help="Then write it in 16-bit floats, or in 8-bit integers as Q/DQ pairs."
+        ),
+    ] = None,
     verify: Verify = Level.full,
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
@@ -258,6 +265,7 @@ def shrink(
             steps=steps,
             schedule=schedule.value,
             then=then,
+            quantize=None if quantize is None else quantize.value,
             input_shapes=shapes(input_shape),
             data=data,
             seed=seed,

@@ -190,7 +190,7 @@ class Typist:
         for name in (*node.input, *node.output):
             peak = peaks.get(name, 0.0)
             if not peak <= LARGEST / 2 and peak < _INFINITE:  # half: other inputs may give more
-                return f"'{name}' reaches {peak:.3g} on the data"
+                return f"'{name}' reaches {peak:.3g} when it runs"
         return ""
 
     def _why_constant(self, name: str, weight: Weight) -> str:

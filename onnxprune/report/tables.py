@@ -68,6 +68,8 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         if verbose:
             yield thin_table(report.sparsified.layers)
         yield from map(_line, _sparse_lines(report.sparsified))
+    if report.quantized is not None:
+        yield from map(_line, _quantized_lines(report.quantized, verbose=verbose))
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)

@@ -64,7 +64,7 @@ def trial(trt: Any, path: Path) -> str:
     for at in range(network.num_inputs):
         tensor = network.get_input(at)
         profile.set_shape(
-            tensor.name, *([max(size, most) for size in tensor.shape] for most in (1, 4, 32))
+            tensor.name, *([size if size > 0 else most for size in tensor.shape] for most in (1, 4, 32))
         )
     config.add_optimization_profile(profile)
     built = builder.build_serialized_network(network, config)
