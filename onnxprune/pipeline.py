@@ -514,9 +514,13 @@ def _measured(
     data = check.data if check.data is not None else unseen
     data = data if data is not None else made_up_data(graph, check.seed)
     with clock.stage("verify"):
-        found = run_checks(
-            graph.graph.source, made, twin=None, data=data, level=check.level, limits=check.limits
-        ) if narrow is None else quantized_verdict(graph.graph.source, narrow, data, check)  # fmt: skip
+        source = graph.graph.source
+        if narrow is not None:
+            found = quantized_verdict(source, narrow, data, check)
+        else:
+            found = run_checks(
+                source, made, twin=None, data=data, level=check.level, limits=check.limits
+            )
     if found.status == "failed":
         hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)

@@ -100,7 +100,7 @@ def _portions(model: Model, names: Sequence[str], data: Data) -> Iterator[Sequen
     """As many tensors at a time as memory may hold of one batch."""
     some: list[str] = []
     total = 0
-    first = {name: 0 for name in names}
+    first = dict.fromkeys(names, 0)
     for at in range(0, len(names), 32):
         part = names[at : at + 32]
         made = next(iter(stream(model, part, _first(data))))

@@ -69,9 +69,7 @@ def check_options(options: QuantizeOptions, data: object) -> None:
         raise UsageError(f"--method is for int8, {options.to} measures no ranges to choose from")
 
 
-def convert(
-    model: Model, options: QuantizeOptions, data: Data | None, measured: Data
-) -> Converted:
+def convert(model: Model, options: QuantizeOptions, data: Data | None, measured: Data) -> Converted:
     """Quantize a model.
 
     Args:
@@ -97,12 +95,13 @@ def check_zeros(plain: Model, written: Model) -> None:
     Raises:
         VerificationError: That is so.
     """
-    found = {layer.label: layer for layer in sparse_layers(written) if layer.seen is not None}
-    for layer in sparse_layers(plain):
+    layers, found = sparse_layers(plain), sparse_layers(written)
+    if [layer.node.op_type for layer in layers] != [layer.node.op_type for layer in found]:
+        raise VerificationError("the quantized model has other layers", hint=BUG)
+    for layer, after in zip(layers, found, strict=True):
         if layer.seen is None:
             continue
-        after = found.get(layer.label)
-        if after is None or after.seen is None or after.seen.shape != layer.seen.shape:
+        if after.seen is None or after.seen.shape != layer.seen.shape:
             raise VerificationError(f"'{layer.label}' has lost its weight", hint=BUG)
         if np.any(after.seen.value()[layer.seen.value() == 0]):
             raise VerificationError(f"zeros in the weight of '{layer.label}' are none", hint=BUG)

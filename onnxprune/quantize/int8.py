@@ -291,5 +291,5 @@ def to_int8(weight: AnyArray, steps: AnyArray, axis: int | None) -> AnyArray:
     """Weights in whole steps, -127 to 127: zero stays zero."""
     if axis is not None:
         steps = steps.reshape(tuple(-1 if at == axis else 1 for at in range(weight.ndim)))
-    whole = np.rint(np.asarray(weight, np.float32) / steps)
+    whole = np.rint(np.divide(weight, steps, dtype=np.float32))
     return np.asarray(np.clip(whole, -_STEPS, _STEPS), np.int8)

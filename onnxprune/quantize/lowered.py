@@ -6,7 +6,7 @@ in order. Names of inputs and outputs stay what they were, and their types too u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +14,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import captured_names
-from onnxprune.io import LARGE, Model, Weight
+from onnxprune.io import LARGE, Model, Weight, skeleton
 from onnxprune.quantize.typed import FP32, SPELLED, Typing, rounded
 
-_SUFFIX = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", FP32: "fp32"}
+_SUFFIX: Mapping[int, str] = {
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    FP32: "fp32",
+}
 
 
 def lowered(model: Model, typing: Typing, *, convert_io: bool = False) -> Model:
@@ -91,9 +95,7 @@ class _Lowering:
         wanted: dict[str, set[int]] = {}
         for (index, at), kind in self.typing.reads.items():
             wanted.setdefault(self.graph.node[index].input[at], set()).add(kind)
-        makers = {
-            node.output[0]: node for node in self.graph.node if node.op_type == "Constant"
-        }
+        makers = {node.output[0]: node for node in self.graph.node if node.op_type == "Constant"}
         tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         for name, weight in self.weights.items():
             if weight.data_type != FP32:
@@ -172,9 +174,7 @@ class _Lowering:
     def _retype(self, node: onnx.NodeProto) -> None:
         """Attributes that name the type of an output."""
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FP32:
-                attribute.i = self.low
-            elif attribute.name in ("dtype", "output_dtype") and attribute.i == FP32:
+            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == FP32:
                 attribute.i = self.low
             elif attribute.HasField("t") and attribute.t.data_type == FP32:
                 values = rounded(numpy_helper.to_array(attribute.t), self.low)
@@ -284,8 +284,6 @@ def _widen(node: onnx.NodeProto, low: int, deferred: dict[str, Weight], weights:
 
 
 def _kinds_of(model: Model) -> dict[str, int]:
-    from onnxprune.io import skeleton
-
     graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
     return {
         value.name: value.type.tensor_type.elem_type

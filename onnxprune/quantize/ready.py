@@ -140,12 +140,10 @@ def _folded(
 
 def _times(weight: AnyArray, factor: FloatArray) -> AnyArray:
     shape = (-1,) + (1,) * (weight.ndim - 1)
-    return np.asarray(weight * factor.reshape(shape), np.float32)
+    return np.asarray(np.multiply(weight, factor.reshape(shape)), np.float32)
 
 
-def put(
-    graph: onnx.GraphProto, deferred: dict[str, Weight], name: str, values: AnyArray
-) -> None:
+def put(graph: onnx.GraphProto, deferred: dict[str, Weight], name: str, values: AnyArray) -> None:
     """Make a constant of the main graph hold ``values``: an initializer, in place of any other."""
     tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
     deferred.pop(name, None)

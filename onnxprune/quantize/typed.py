@@ -21,7 +21,7 @@ from onnxprune.types import AnyArray, KeptNode
 FP16 = TensorProto.FLOAT16
 BF16 = TensorProto.BFLOAT16
 FP32 = TensorProto.FLOAT
-SPELLED = {FP16: "float16", BF16: "bfloat16"}
+SPELLED: Mapping[int, str] = {FP16: "float16", BF16: "bfloat16"}
 LARGEST = 65504.0  # float16
 _VANISHES = 2.0**-25  # what rounds to zero in float16
 _INFINITE = 1e30  # exporters write finfo.min where a mask means minus infinity
@@ -202,8 +202,8 @@ class Typist:
         gone = nonzero - np.count_nonzero(values > _VANISHES)
         if nonzero and gone == nonzero:
             return f"constant '{name}' would be zero: {values.max():.3g}"
-        self.lost += gone
-        self.weighed += nonzero
+        self.lost += int(gone)
+        self.weighed += int(nonzero)
         return ""
 
     def _takes(self, node: onnx.NodeProto, at: int, *, output: bool) -> bool:

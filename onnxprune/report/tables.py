@@ -38,6 +38,7 @@ _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what re
 _THINNEST = 5
 _MOST_NAMED = 3  # nodes that one reason names
 _MOST_LAYERS = 60  # rows of a table that nobody asked to be longer
+_MOST_REASONS = 8
 _SPARED = 60  # characters of a name before it is shortened
 
 
@@ -178,7 +179,10 @@ def _quantized_lines(found: Quantized, *, verbose: bool = False) -> Iterable[str
     reasons: dict[str, list[str]] = {}
     for one in found.kept:
         reasons.setdefault(one.why, []).append(one.node)
-    for why, nodes in reasons.items():
+    for at, (why, nodes) in enumerate(reasons.items()):
+        if at == _MOST_REASONS and not verbose:
+            yield f"  and {len(reasons) - at} more reasons (-v gives them)"
+            return
         shown = nodes if verbose else nodes[:_MOST_NAMED]
         more = f" (+{len(nodes) - len(shown)})" if len(nodes) > len(shown) else ""
         yield f"  not {found.to}: {why}: {', '.join(shown)}{more}"

@@ -56,8 +56,9 @@ def test_fp16_is_written_beside_the_model_and_reported(call: Call) -> None:
     found = call.json("quantize", "chain.onnx", "--to", "fp16")
     assert found["verb"] == "quantize"
     assert found["quantized"]["to"] == "fp16"
-    assert found["quantized"]["weight_bytes"]["after"] * 2 == (
-        found["quantized"]["weight_bytes"]["before"]
+    assert (
+        found["quantized"]["weight_bytes"]["after"] * 2
+        == (found["quantized"]["weight_bytes"]["before"])
     )
     assert found["output"]["path"] == "chain.fp16.onnx"
     assert found["output"]["bytes"] == Path("chain.fp16.onnx").stat().st_size

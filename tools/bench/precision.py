@@ -63,9 +63,8 @@ def trial(trt: Any, path: Path) -> str:
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for at in range(network.num_inputs):
         tensor = network.get_input(at)
-        profile.set_shape(
-            tensor.name, *([size if size > 0 else most for size in tensor.shape] for most in (1, 4, 32))
-        )
+        shapes = [[size if size > 0 else most for size in tensor.shape] for most in (1, 4, 32)]
+        profile.set_shape(tensor.name, *shapes)
     config.add_optimization_profile(profile)
     built = builder.build_serialized_network(network, config)
     return "not built" if built is None else "builds"
