@@ -14,7 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.pipeline import analysed, given_data, made_up_data, quantized_verdict
 from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
-from onnxprune.recipe import QuantizeOptions, read, requantized
+from onnxprune.recipe import QuantizeOptions, quantized_before, read, requantized
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -103,7 +103,8 @@ def quantize(
             with clock.stage("verify"):
                 check_zeros(made.plain, made.model)
                 verdict = quantized_verdict(original, made, measured, check)
-        final = requantized(made.model, original, made.options, __version__)
+        done = made.options.model_copy(update={"before": quantized_before(original)})
+        final = requantized(made.model, original, done, __version__)
         before = stats(graph)
         with clock.stage("save"):
             texts = {} if recipe_out is None else {Path(recipe_out): read(final).readable()}

@@ -53,7 +53,8 @@ class SparsifyOptions(_Part):
 class QuantizeOptions(_Part):
     """What quantization was asked for, and what it came to.
 
-    ``method`` is null for floats; ``floats`` are layers that int8 left in float for their drift.
+    ``method`` is null for floats; ``floats`` are layers that int8 left in float for their drift;
+    ``before`` is a quantization that came first, as int8 does before fp16.
     """
 
     to: Literal["fp16", "bf16", "int8"]
@@ -62,6 +63,7 @@ class QuantizeOptions(_Part):
     only: tuple[str, ...] = ()
     convert_io: bool = False
     floats: tuple[str, ...] = ()
+    before: QuantizeOptions | None = None
 
 
 class Options(_Part):
@@ -326,11 +328,16 @@ def requantized(model: Model, source: Model, done: QuantizeOptions, version: str
         version: Of onnxprune.
     """
     carried = any(entry.key == METADATA_KEY for entry in source.proto.metadata_props)
-    before = read(source) if carried else build(
-        source, Surgery(source, (), {}, (), ()), Options(), version
-    )  # fmt: skip
+    untouched = Surgery(source, (), {}, (), ())
+    before = read(source) if carried else build(source, untouched, Options(), version)
     options = before.options.model_copy(update={"quantize": done})
     return embed(model, before.model_copy(update={"options": options}))
+
+
+def quantized_before(model: Model) -> QuantizeOptions | None:
+    """What quantization the recipe in a model speaks of."""
+    carried = any(entry.key == METADATA_KEY for entry in model.proto.metadata_props)
+    return read(model).options.quantize if carried else None
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from onnxprune.weights import sparse_layers
 TYPES = ("fp16", "bf16", "int8")
 _LOW = {"fp16": FP16, "bf16": BF16}
 _FIRST_OPSET = {"fp16": 8, "bf16": 22, "int8": 13}
+_HALF_SCALES = 19  # from which on scales of Q/DQ may be 16-bit
 _WANTED = 0.05  # held-out error up to which no layer is taken back to float
 _MOST_FLOAT = 0.25  # share of the layers that may be
 _MOST_TRIALS = 64  # layers quantized alone to find the worst
@@ -60,6 +61,8 @@ def check_options(options: QuantizeOptions, data: object) -> None:
     Raises:
         UsageError: They do not.
     """
+    if options.before is not None:
+        check_options(options.before, data)
     if options.to == "int8":
         if data is None:
             raise UsageError("int8 needs calibration data", hint="--data FILE.npz")
@@ -82,7 +85,16 @@ def convert(model: Model, options: QuantizeOptions, data: Data | None, measured:
         UnsupportedModelError: There is nothing to quantize.
         VerificationError: ONNX Runtime cannot run the model.
     """
-    ready = raised(inlined(model), _FIRST_OPSET[options.to])
+    if options.before is not None:
+        first = convert(model, options.before, data, measured)
+        rest = options.model_copy(update={"before": None})
+        last = convert(first.model, rest, data, measured)
+        said = last.options.model_copy(update={"before": first.options})
+        return replace(last, options=said, plain=first.plain)
+    ready = inlined(model)
+    scaled = any(node.op_type == "DequantizeLinear" for node in ready.proto.graph.node)
+    opset = _FIRST_OPSET[options.to]
+    ready = raised(ready, max(opset, _HALF_SCALES) if scaled else opset)
     if options.to != "int8":
         return _halves(model, ready, options, measured)
     assert data is not None

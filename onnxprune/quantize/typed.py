@@ -209,7 +209,7 @@ class Typist:
     def _takes(self, node: onnx.NodeProto, at: int, *, output: bool) -> bool:
         """Whether one input or output of an operator may be of the 16-bit type."""
         if node.op_type == "Cast":
-            return output  # its output is whatever it is asked to be; its input is cheap
+            return True
         schema = self._schema(node.op_type)
         if schema is None:
             return False

@@ -183,3 +183,17 @@ def test_pruned_model_that_is_quantized_keeps_its_recipe(call: Call) -> None:
     again = call("shrink", "chain.onnx", "--recipe", "chain.pruned.fp16.onnx", "-o", "r.onnx", "-q")
     assert again[0] == 0
     assert kinds("r.onnx") == {"float16"}
+
+
+def test_int8_then_fp16_keeps_both_in_the_recipe_and_is_repeated_so(call: Call) -> None:
+    run_ = ("--data", "data.npz", "-q")
+    asked = ("--ratio", "0.5", "--quantize", "int8", "-o", "i.onnx")
+    assert call("shrink", "chain.onnx", *asked, *run_)[0] == 0
+    assert call("quantize", "i.onnx", "--to", "fp16", *run_)[0] == 0
+    assert kinds("i.fp16.onnx") == {"float16", "int8"}
+    found = read(Path("i.fp16.onnx")).options.quantize
+    assert found is not None
+    assert (found.to, found.before and found.before.to) == ("fp16", "int8")
+    again = ("--recipe", "i.fp16.onnx", "-o", "two.onnx")
+    assert call("shrink", "chain.onnx", *again, *run_)[0] == 0
+    assert Path("i.fp16.onnx").read_bytes() == Path("two.onnx").read_bytes()

@@ -14,6 +14,7 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, VerificationError
 from onnxprune.impose import impose
 from onnxprune.io import Model, load, save, serialize
+from onnxprune.pipeline import shrink
 from onnxprune.quantize.calibration import METHODS, Ranges
 from onnxprune.quantize.convert import Converted, check_zeros, convert
 from onnxprune.quantize.int8 import find_layers, quantized, steps_of, to_int8
@@ -367,6 +368,28 @@ def test_scales_and_zero_points_of_activations_follow_the_cut(zero: int, wide: b
     outcome = assert_equals_masked_twin(model)
     assert outcome.cut > 0
     assert "QuantizeLinear" in outcome.touched
+
+
+def test_refit_of_int8_weights_chooses_their_scales_anew_and_zero_points_stay_zero() -> None:
+    model = conv_chain((3, 16, 16), bn=False, batch="N")
+    x = np.random.default_rng(5).standard_normal((256, 3, 8, 8)).astype(np.float32)
+    data = given(*np.split(x, 8))
+    plain = made(model, "int8", data).model
+    pruned, report = shrink(plain, ratio=0.5, data=data)
+    assert report.verdict.twin is not None
+    assert report.verdict.twin.passed
+    small, scale = array(pruned, "w1"), array(pruned, "w1_scale")
+    assert (small.dtype, small.shape, scale.shape) == (np.int8, (8, 8, 3, 3), (8,))
+    assert np.all(np.abs(small.astype(int)).max(axis=(1, 2, 3)) == 127), "nothing is cut off"
+    assert not np.isin(scale, array(plain, "w1_scale")).any()
+    assert not array(pruned, "w1_zero_point").any()
+
+
+def test_cast_of_an_activation_to_integers_takes_16_bits() -> None:
+    model = parsed("g (float[1,4] x) => (int64[1,4] y) {a = Relu(x) y = Cast<to=7>(a)}")
+    result = made(model, "fp16")
+    assert result.found.kept == ()
+    assert ops(result.model) == ["Cast", "Relu", "Cast"]
 
 
 # -- the verb --------------------------------------------------------------------------------------
