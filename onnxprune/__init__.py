@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import compare as compare
     from onnxprune.pipeline import inspect as inspect
     from onnxprune.pipeline import shrink as shrink
+    from onnxprune.quantizing import quantize as quantize
     from onnxprune.report.build import report as report
     from onnxprune.rewrite import rewrite as rewrite
     from onnxprune.score import Importance as Importance
@@ -62,6 +63,7 @@ _HOME = {
     "finetune": "tuning",
     "inspect": "pipeline",
     "shrink": "pipeline",
+    "quantize": "quantizing",
     "report": "report.build",
     "masked_twin": "twin",
     "rewrite": "rewrite",
@@ -97,6 +99,7 @@ __all__ = [
     "load",
     "load_data",
     "masked_twin",
+    "quantize",
     "random_data",
     "report",
     "rewrite",

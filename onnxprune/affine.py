@@ -47,7 +47,7 @@ class Affine:
     @property
     def seen(self) -> AnyArray:
         """The weight as the node reads it."""
-        return self.site.shown.forth(self.value(self.site.shown.leaf))
+        return self.site.shown.forth(self.value(self.site.shown.leaf), self.value)
 
     @property
     def exact(self) -> bool:
@@ -78,8 +78,9 @@ class Affine:
         per_group = (groups, 1, made)
         safe = np.where(usable, scale, 1.0).reshape(per_group)
         found = np.where(usable.reshape(per_group), weight / safe, start)
-        back = site.shown.back(unmatrix(site.layer, found, seen.shape))
-        values = {site.shown.leaf: back}
+        wanted = unmatrix(site.layer, found, seen.shape)
+        values = dict(site.shown.rescaled(wanted))
+        values[site.shown.leaf] = site.shown.back(wanted, self.among(values))
         shown = self.bias
         if shown is not None:
             if site.layer.kind == "scale":  # whose mean is multiplied too
@@ -99,10 +100,14 @@ class Affine:
         values = self.written(weight, bias)
         if not values:
             return weight * np.nan, bias
-        after = Affine(self.site, self.work, lambda n: values[n] if n in values else self.value(n))
+        after = Affine(self.site, self.work, self.among(values))
         made = after.product()
         assert made is not None
         return made
+
+    def among(self, values: Mapping[str, AnyArray]) -> Callable[[str], AnyArray]:
+        """Constants by name, some of them with new values."""
+        return lambda name: values[name] if name in values else self.value(name)
 
     def _scaled(self, weight: Float64Array) -> tuple[Float64Array, Float64Array] | None:
         """Scale and shift between X W and the tensor that is compared, by output channel."""

@@ -19,6 +19,7 @@ from onnxprune.commands.compare import compare
 from onnxprune.commands.finetune import finetune
 from onnxprune.commands.inspect import inspect
 from onnxprune.commands.options import Command
+from onnxprune.commands.quantize import quantize
 from onnxprune.commands.schema import schema
 from onnxprune.commands.sensitivity import sensitivity
 from onnxprune.commands.shrink import shrink
@@ -71,6 +72,7 @@ _VERBS: dict[Callable[..., None], str] = {
     inspect: "Show what can be pruned and what cannot.",
     shrink: "Prune, prove, and write a smaller model.",
     sparsify: "Impose a fine-grained sparsity pattern, such as 2:4.",
+    quantize: "Write a model in 16-bit floats or 8-bit integers, and prove what it loses.",
     sensitivity: "Measure what each group of channels can lose.",
     sweep: "Measure the model cut at several ratios.",
     compare: "Measure how far two models are apart.",

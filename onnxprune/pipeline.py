@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from onnx import TensorProto
+
 from onnxprune import __version__
 from onnxprune.aim import check_targets
 from onnxprune.analyse import analyse_graph
@@ -23,12 +26,13 @@ from onnxprune.checks import (
     check_restore,
     check_sources,
 )
-from onnxprune.cost import stats, stats_after
+from onnxprune.cost import stats, stats_after, stored_bytes
 from onnxprune.curves import Allowance
 from onnxprune.data import AnyData, Data, as_data, random_data
 from onnxprune.density import warnings
 from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, RecipeError, UnsupportedModelError, UsageError, VerificationError
+from onnxprune.feeds import Batch
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held, held_weights
 from onnxprune.impose import (
@@ -45,7 +49,17 @@ from onnxprune.iterate import shares
 from onnxprune.latency_target import feeds_of
 from onnxprune.lossless import without_effect
 from onnxprune.prepare import prepare
-from onnxprune.recipe import Options, Recipe, build, embed, read, warn_of_other_data
+from onnxprune.quantize.convert import TYPES, Converted, check_options, check_zeros, convert
+from onnxprune.recipe import (
+    Options,
+    QuantizeOptions,
+    Recipe,
+    build,
+    embed,
+    read,
+    requantized,
+    warn_of_other_data,
+)
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -53,6 +67,7 @@ from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import Mode, Request
 from onnxprune.restoring import Restored, restored
 from onnxprune.rewrite import Surgery, operate
+from onnxprune.runtime import accepts
 from onnxprune.score import Scorer, choose
 from onnxprune.select import PruningPlan, patterns
 from onnxprune.shapes import environment
@@ -99,6 +114,7 @@ def shrink(
     schedule: str = "polynomial",
     then: str | None = None,
     sparsity: float | None = None,
+    quantize: str | None = None,
     fold_bn: bool = False,
     simplify: bool = False,
     latency: bool | None = False,
@@ -158,6 +174,8 @@ def shrink(
             where there is one, else the smallest weights go. Patterns that imply no share take
             half.
         sparsity: Share of weights that ``then`` takes; None is what N:M implies, or half.
+        quantize: ``fp16``, ``bf16`` or ``int8``: write what is left in that, as the verb
+            ``quantize`` does. A recipe that says so is repeated so.
         fold_bn: At last fold BatchNormalization, and scales and shifts, into the layers beside.
         simplify: At last compute what is constant, and leave out what does nothing or is there
             twice.
@@ -220,6 +238,7 @@ def shrink(
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
     pattern = afterwards(then, sparsity)
+    wished = None if quantize is None else precision(quantize, data)
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -235,6 +254,9 @@ def shrink(
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
             dict(targets or {}), aggregate, restore, steps, schedule, pattern, fold_bn, simplify,
         )  # fmt: skip
+        if given is not None and wished is None and given.options.quantize is not None:
+            wished = given.options.quantize
+            check_options(wished, data)
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out)
@@ -257,8 +279,9 @@ def shrink(
             )
         elif given is not None:
             warn_of_other_data(given, check.data)
-        # Drift is measured at the end.
-        later = restoring != "none" or asked.sparse is not None or any(asked.tidying)
+        later = (  # then drift is measured at the end
+            restoring != "none" or asked.sparse is not None or any(asked.tidying)
+        ) or wished is not None
         level = "twin" if later and check.level == "full" else check.level
         verdict = _verify(
             graph, plan, surgery.model, replace(check, level=level), clock, lossless=asked.exactly
@@ -296,18 +319,31 @@ def shrink(
                 tidy = made_tidy(surgery.model, graph, thinned, asked.tidying, check)
             names = dict.fromkeys((*surgery.restored, *tidy.changed))
             surgery = replace(surgery, model=tidy.model, restored=tuple(names))
+        narrow = None
+        if wished is not None:
+            with clock.stage("quantize"):
+                measured = check.data if check.data is not None else made_up_data(graph, seed)
+                narrow = convert(surgery.model, wished, check.data, measured)
+                if verify != "none":
+                    check_zeros(narrow.plain, narrow.model)
         if later:
-            verdict = _measured(graph, surgery.model, verdict, check, clock, recovered)
+            verdict = _measured(graph, surgery.model, verdict, check, clock, recovered, narrow)
         mode = plan.graph.tracer.attention
         options = asked.options(method, restoring, mode, sparse, check.data, rounding)
         made, written = _with_recipe(surgery, original, options, thinned, tidy)
-        if timing_wanted(latency, verdict, stats(graph)) and (times is None or tidy is not None):
-            with clock.stage("time"):
-                feeds = feeds_of(graph, check.data, seed)
-                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         before, after = stats(graph), stats_after(graph, made, plan.keep)
         for said in warnings(before, after):
             _log.warning("%s", said)
+        if narrow is not None:
+            base = made if written else embed(made, _empty_recipe(made, original, options))
+            made = requantized(narrow.model, base, narrow.options, __version__)
+            written = read(made)
+            after = replace(after, bytes=stored_bytes(made))
+        changed = tidy is not None or narrow is not None
+        if timing_wanted(latency, verdict, before) and (times is None or changed):
+            with clock.stage("time"):
+                feeds = feeds_of(graph, check.data, seed)
+                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
         known = [env.inputs for env in graph.envs]
         checked = None
         if check_for is not None:
@@ -320,7 +356,7 @@ def shrink(
             files = write_texts(recipes) if output is None else save_with(
                 made, output, recipes, force=force,
                 check=None if verify == "none" else _pattern_check(
-                    None if tidy is not None else whole, thinned
+                    None if tidy is not None else whole, thinned, narrow
                 ),
             )  # fmt: skip
             if output is not None:
@@ -360,6 +396,7 @@ def shrink(
         checked=checked,
         following=None if output is None else next_step(made, str(output), known),
         tidied=None if tidy is None else tidy.said,
+        quantized=None if narrow is None else narrow.found,
     )
 
 
@@ -418,8 +455,25 @@ def _with_recipe(
     return embed(surgery.model, written), written
 
 
-def _pattern_check(whole: Model | None, thinned: Thinned | None) -> Callable[[Model], None] | None:
-    """What is asked of the written file where a pattern was imposed."""
+def precision(to: str, data: object) -> QuantizeOptions:
+    """What ``shrink`` asks of quantization.
+
+    Raises:
+        UsageError: There is no such type, or it lacks what it needs.
+    """
+    if to not in TYPES:
+        raise UsageError(f"quantize is '{to}'", hint="give fp16, bf16 or int8")
+    options = QuantizeOptions(to=to)  # type: ignore[arg-type]  # checked above
+    check_options(options, data)
+    return options
+
+
+def _pattern_check(
+    whole: Model | None, thinned: Thinned | None, narrow: Converted | None
+) -> Callable[[Model], None] | None:
+    """What is asked of the written file where a pattern was imposed, or weights quantized."""
+    if narrow is not None:
+        return lambda written: check_zeros(narrow.plain, written)
     if thinned is None:
         return None
     return lambda written: check_held(whole, written, thinned)
@@ -504,6 +558,42 @@ def _verify(
     return judged(verdict, check.limits)
 
 
+def quantized_verdict(original: Model, made: Converted, data: Data, check: Check) -> Verdict:
+    """The verdict on a quantized model that may be written; a failed one raises.
+
+    Raises:
+        VerificationError: It is wrong, or passes a limit, or cannot be run.
+    """
+    verdict = run_checks(
+        original,
+        made.model,
+        twin=None,
+        data=data,
+        level=check.level,
+        limits=check.limits,
+        runs_as=made.runs_as,
+    )
+    notes = verdict.notes
+    if made.found.to == "bf16":
+        notes += ("ONNX Runtime has no bfloat16 kernels on a CPU: this is an emulation that rounds "
+                  "after every node",)  # fmt: skip
+    elif made.found.to == "fp16":
+        refused = accepts(made.model, _halved(made.model, data.probes[0]))
+        if refused is not None:
+            raise VerificationError(f"quantized model: {refused}", hint=BUG)
+        notes += ("rounded after every node, as hardware does and ONNX Runtime on a CPU does not",)
+    return judged(replace(verdict, notes=notes), check.limits)
+
+
+def _halved(model: Model, batch: Batch) -> Batch:
+    """A batch in the types of a model's inputs."""
+    wanted = {value.name: value.type.tensor_type.elem_type for value in model.proto.graph.input}
+    return {
+        name: array.astype(np.float16) if wanted.get(name) == TensorProto.FLOAT16 else array
+        for name, array in batch.items()
+    }
+
+
 def judged(verdict: Verdict, limits: Limits) -> Verdict:
     """A verdict on a result that may be written; a failed one raises."""
     if verdict.status == "failed":
@@ -525,21 +615,22 @@ def _measured(
     check: Check,
     clock: Clock,
     recovered: Restored | None,
+    narrow: Converted | None,
 ) -> Verdict:
     """The verdict on what is written: the proof of the plain cut, and its own drift."""
     if check.level == "none":
         return proved
     unseen = None if recovered is None else recovered.unseen
     data = check.data if check.data is not None else unseen
+    data = data if data is not None else made_up_data(graph, check.seed)
     with clock.stage("verify"):
-        found = run_checks(
-            graph.graph.source,
-            made,
-            twin=None,
-            data=data if data is not None else made_up_data(graph, check.seed),
-            level=check.level,
-            limits=check.limits,
-        )
+        source = graph.graph.source
+        if narrow is not None:
+            found = quantized_verdict(source, narrow, data, check)
+        else:
+            found = run_checks(
+                source, made, twin=None, data=data, level=check.level, limits=check.limits
+            )
     if found.status == "failed":
         hint = BUG if found.ours else "nothing was written"
         raise VerificationError(found.reason, hint=hint)

@@ -121,12 +121,13 @@ class Problem:
     def _thinned(self, affine: Affine, values: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
         """What is written, zero where the pattern wants it: some channels kept their weights."""
         layer, shown = affine.site.layer, affine.site.shown
-        seen = matrix(layer, shown.forth(values[shown.leaf]))
+        value = affine.among(values)
+        seen = matrix(layer, shown.forth(values[shown.leaf], value))
         assert self.keep is not None
         if not seen[~self.keep].any():
             return values
         kept = unmatrix(layer, seen * self.keep, self.seen)
-        return {**values, shown.leaf: shown.back(kept)}
+        return {**values, shown.leaf: shown.back(kept, value)}
 
     def _rows(
         self,

@@ -50,6 +50,22 @@ class SparsifyOptions(_Part):
     only: tuple[str, ...] = ()
 
 
+class QuantizeOptions(_Part):
+    """What quantization was asked for, and what it came to.
+
+    ``method`` is null for floats; ``floats`` are layers that int8 left in float for their drift;
+    ``before`` is a quantization that came first, as int8 does before fp16.
+    """
+
+    to: Literal["fp16", "bf16", "int8"]
+    method: Literal["minmax", "percentile", "entropy"] | None = None
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    convert_io: bool = False
+    floats: tuple[str, ...] = ()
+    before: QuantizeOptions | None = None
+
+
 class Options(_Part):
     """What was asked for, defaults filled in."""
 
@@ -78,6 +94,7 @@ class Options(_Part):
     sparsify: SparsifyOptions | None = None
     fold_bn: bool = False
     simplify: bool = False
+    quantize: QuantizeOptions | None = None
 
 
 class CopyEntry(_Part):
@@ -179,6 +196,7 @@ class Recipe(_Part):
         optional |= {"data_sha256"} if self.options.data_sha256 is None else set()
         optional |= {"sparsify"} if self.options.sparsify is None else set()
         optional |= {name for name in ("fold_bn", "simplify") if not getattr(self.options, name)}
+        optional |= {"quantize"} if self.options.quantize is None else set()
         written["options"] = self.options.model_dump(mode="json", exclude=optional)
         written["sparsity"] = [
             entry.model_dump(mode="json", exclude_none=True) for entry in self.sparsity
@@ -322,6 +340,28 @@ def embed(model: Model, recipe: Recipe) -> Model:
     else:
         proto.metadata_props.add(key=METADATA_KEY, value=recipe.compact())
     return replace(model, proto=proto)
+
+
+def requantized(model: Model, source: Model, done: QuantizeOptions, version: str) -> Model:
+    """The model with a recipe that says what its quantization did, after all that came before.
+
+    Args:
+        model: What ``source`` became.
+        source: What was quantized, with a recipe or without.
+        done: What was done.
+        version: Of onnxprune.
+    """
+    carried = any(entry.key == METADATA_KEY for entry in source.proto.metadata_props)
+    untouched = Surgery(source, (), {}, (), ())
+    before = read(source) if carried else build(source, untouched, Options(), version)
+    options = before.options.model_copy(update={"quantize": done})
+    return embed(model, before.model_copy(update={"options": options}))
+
+
+def quantized_before(model: Model) -> QuantizeOptions | None:
+    """What quantization the recipe in a model speaks of."""
+    carried = any(entry.key == METADATA_KEY for entry in model.proto.metadata_props)
+    return read(model).options.quantize if carried else None
 
 
 # -- reading ---------------------------------------------------------------------------------------

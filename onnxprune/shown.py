@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -14,6 +14,8 @@ from onnxprune.types import AnyArray, Float64Array, Shape
 
 _AS_IT_IS = ("Identity", "Cast")  # they change no value
 _RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_STEPS = 127  # of an int8 magnitude
+Value = Callable[[str], AnyArray]
 _KNOWN = {*_AS_IT_IS, *_RESHAPING, "Transpose", "DequantizeLinear"}
 
 
@@ -25,24 +27,45 @@ class Shown:
     leaf: str
     nodes: tuple[Node, ...]
 
-    def forth(self, stored: AnyArray) -> AnyArray:
-        """What the layer reads where the constant has these values."""
-        return self._passed(stored)[-1]
+    def forth(self, stored: AnyArray, value: Value | None = None) -> AnyArray:
+        """What the layer reads where the constant has these values; ``value`` gives its scales."""
+        return self._passed(stored, value)[-1]
 
-    def back(self, seen: Float64Array) -> AnyArray:
+    def back(self, seen: Float64Array, value: Value | None = None) -> AnyArray:
         """Values of the constant with which the layer reads this, or the nearest there are."""
         constant = self.graph.constants[self.leaf].weight
-        passed = self._passed(constant.read()) if self.nodes else []
+        passed = self._passed(constant.read(), value) if self.nodes else []
         array: AnyArray = seen
         for node, before in reversed(list(zip(self.nodes, passed, strict=False))):
             if node.op_type == "Transpose":
                 array = array.transpose(np.argsort(_order(node, array.ndim)))
             elif node.op_type == "DequantizeLinear":
-                scale, zero = self._steps(node, array.ndim)
+                scale, zero = self._steps(node, array.ndim, value)
                 array = np.rint(array / np.where(scale == 0, 1.0, scale)) + zero
             elif node.op_type in _RESHAPING:
                 array = array.reshape(before.shape)
         return _cast(np.ascontiguousarray(array), constant.dtype)
+
+    def rescaled(self, seen: Float64Array) -> Mapping[str, AnyArray]:
+        """Scales under which integers hold other weights best; {} where they have to stay.
+
+        Weights that make up for others grow, and under the old scales they would be cut off.
+        """
+        if len(self.nodes) != 1 or not self.quantized or not self.alone():
+            return {}
+        (node,) = self.nodes
+        scale = self.graph.constants[node.inputs[1]]
+        zero = self.graph.constants[node.inputs[2]].weight.read() if len(node.inputs) > 2 else None
+        kind = self.graph.constants[self.leaf].weight.dtype
+        copies = [one for one in self.graph.constants.values() if one.origin == scale.origin]
+        own = len(self.graph.consumers.get(node.inputs[1], ())) == 1 and scale.pinned is None
+        if not own or len(copies) > 1 or kind != np.int8 or (zero is not None and zero.any()):
+            return {}
+        old = scale.weight.read()
+        axis = node.int("axis", 1) % seen.ndim
+        others = tuple(a for a in range(seen.ndim) if a != axis) if old.size > 1 else None
+        found = np.abs(seen).max(axis=others).reshape(old.shape) / _STEPS
+        return {node.inputs[1]: np.where(found > 0, found, old).astype(old.dtype)}
 
     def alone(self) -> bool:
         """Whether nobody else reads the constant, or what presents it."""
@@ -77,7 +100,7 @@ class Shown:
             return f"its weight is stored as {kind.name}"
         return ""
 
-    def _passed(self, stored: AnyArray) -> list[AnyArray]:
+    def _passed(self, stored: AnyArray, value: Value | None = None) -> list[AnyArray]:
         """The constant in front of each node, and what the last of them makes."""
         found = [stored]
         for node in self.nodes:
@@ -85,7 +108,7 @@ class Shown:
             if node.op_type == "Transpose":
                 array = array.transpose(_order(node, array.ndim))
             elif node.op_type == "DequantizeLinear":
-                scale, zero = self._steps(node, array.ndim)
+                scale, zero = self._steps(node, array.ndim, value)
                 array = np.multiply(array.astype(np.float64) - zero, scale)
             elif node.op_type in _RESHAPING:
                 array = array.reshape(self._reshaped(node, array.shape))
@@ -103,9 +126,10 @@ class Shown:
         known = all(name in constants for name in node.inputs[1:] if name)
         return known and len(constants[node.inputs[1]].weight.shape) <= 1
 
-    def _steps(self, node: Node, rank: int) -> Sequence[Float64Array]:
+    def _steps(self, node: Node, rank: int, value: Value | None) -> Sequence[Float64Array]:
         """Scale and zero point of DequantizeLinear, to be spread over an array of some rank."""
-        parts = [self.graph.constants[name].weight.read() for name in node.inputs[1:] if name]
+        read = value or (lambda name: self.graph.constants[name].weight.read())
+        parts = [read(name) for name in node.inputs[1:] if name]
         along = [1] * rank
         along[node.int("axis", 1) % max(rank, 1)] = -1
         real = [part.astype(np.float64) for part in parts] + [np.zeros(())]

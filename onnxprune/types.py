@@ -617,11 +617,45 @@ class NextStep:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptNode:
+    """A node that quantization leaves in its type, and why."""
+
+    node: str
+    op_type: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What quantization did to a model.
+
+    Attributes:
+        to: ``fp16``, ``bf16`` or ``int8``.
+        method: How ranges of activations were found: ``minmax``, ``entropy`` or ``percentile``; ""
+            for floats.
+        done: Nodes that compute in the new type; for int8 the layers with weights.
+        kept: Nodes that do not.
+        lost: Weights other than zero that became zero.
+        bytes: Of the weights, before and after.
+        tried: Held-out error of each calibration method.
+    """
+
+    to: str
+    method: str
+    done: tuple[str, ...]
+    kept: tuple[KeptNode, ...]
+    lost: int
+    bytes: tuple[int, int]
+    tried: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
     Attributes:
-        verb: ``inspect``, ``shrink``, ``sparsify``, ``compare``, ``check`` or ``finetune``.
+        verb: ``inspect``, ``shrink``, ``sparsify``, ``quantize``, ``compare``, ``check`` or
+            ``finetune``.
         input_path: File of the model, "" for one in memory.
         before: Its cost.
         output_path: File that was written, or None.
@@ -650,6 +684,7 @@ class Report:
         tidied: What folding and simplifying left, None where nobody asked for it.
         tuned: What fine-tuning did, None where there was none.
         rounds: Rounds of cutting and training, where there were any.
+        quantized: What quantization did, None where there was none.
     """
 
     verb: str
@@ -681,3 +716,4 @@ class Report:
     tidied: Tidied | None = None
     tuned: Tuned | None = None
     rounds: tuple[Round, ...] = ()
+    quantized: Quantized | None = None

@@ -47,6 +47,7 @@ def verify(
     limits: Limits = Limits(),  # noqa: B008  (frozen)
     lossless: bool = False,
     tolerance: float | None = None,
+    runs_as: Model | None = None,
 ) -> Verdict:
     """Check ``pruned`` against its masked twin and measure its drift from ``original``.
 
@@ -60,6 +61,8 @@ def verify(
         limits: The user's limits on drift.
         lossless: The pruned model must equal the original itself; ``twin`` is not used.
         tolerance: What may differ, by an output's scale; by default 1e-4, lossless 1e-5.
+        runs_as: A model that computes what ``pruned`` does where the runtime would not: it is run
+            in its place.
 
     Returns:
         A verdict; ``ours`` tells a bug of onnxprune from a limit of the user's.
@@ -70,11 +73,12 @@ def verify(
     if level == "none":
         return Verdict("none", _NOT_ASKED, None, {}, "")
     verdict = Verdict("passed", "", None, {}, data.label)
-    fault = _interface_fault(original, pruned) or _checker_fault(original, pruned)
+    running = pruned if runs_as is None else runs_as
+    fault = _interface_fault(original, running) or _checker_fault(original, pruned)
     if fault:
         return replace(verdict, status="failed", reason=fault, ours=True)
     try:
-        candidate = session(pruned)
+        candidate = session(running)
         ran = [candidate.run(batch) for batch in data.probes]
     except RuntimeUnavailable as error:
         _require_runnable(original, data)

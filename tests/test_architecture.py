@@ -35,6 +35,8 @@ ORDER = tuple(
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe impose valued
     drift verify tidy
+    quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
+    quantize.int8 quantize.convert
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     targets targets.findings targets.support targets.nodes targets.operators targets.quantized
@@ -42,7 +44,7 @@ ORDER = tuple(
     targets.tensorrt
     report report.clock report.model report.checks report.ops report.layers report.build
     report.schemas report.tables report.tuned report.plots report.studies
-    checks checking restoring request pipeline sparsifying studies
+    checks checking restoring request pipeline sparsifying quantizing studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
     train.rewrites train.losses train.spatial train.place train.ort
     train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
@@ -56,7 +58,7 @@ ORDER = tuple(
     train.judge train.loop train.session tuning rounds
     terminal
     commands commands.options commands.finetune commands.training
-    commands.inspect commands.shrink commands.sparsify
+    commands.inspect commands.shrink commands.sparsify commands.quantize
     commands.sensitivity commands.sweep commands.compare commands.check commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)

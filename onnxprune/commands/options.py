@@ -97,6 +97,23 @@ class Target(StrEnum):
     tensorrt = "tensorrt"
 
 
+class Precision(StrEnum):
+    """What numbers become."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+class Calibration(StrEnum):
+    """How ranges of activations are found."""
+
+    auto = "auto"
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+
+
 class SchemaName(StrEnum):
     """What there is a JSON Schema of."""
 

@@ -25,6 +25,7 @@ from onnxprune.commands.options import (
     MinCosine,
     MinTop1,
     ModelPath,
+    Precision,
     Quiet,
     RecipeOut,
     Restoring,
@@ -221,6 +222,12 @@ def shrink(
     trainer: Backend = TrainerName.ort,
     train_python: TrainPython = None,
     resume: Resume = False,
+    quantize: Annotated[
+        Precision | None,
+        typer.Option(
+            "--quantize", help="Then write it in 16-bit floats, or in 8-bit integers as Q/DQ pairs."
+        ),
+    ] = None,
     verify: Verify = Level.full,
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
@@ -288,7 +295,7 @@ def shrink(
         l1_bn=l1_bn, train_python=train_python, resume=resume, lossless=lossless, recipe=recipe,
         then=then, recipe_out=recipe_out, sensitivity=sensitivity,
         max_drift=max_drift, min_cosine=min_cosine, min_top1=min_top1, fold_bn=fold_bn,
-        simplify=simplify, check=check, latency=latency,
+        simplify=simplify, check=check, latency=latency, quantize=quantize,
     )  # fmt: skip
     written = output or model.parent / f"{model.stem}.pruned.onnx"
     cut: dict[str, Any] = {
@@ -336,6 +343,7 @@ def shrink(
                 sensitivity=sensitivity,
                 then=then,
                 sparsity=sparsity,
+                quantize=None if quantize is None else quantize.value,
                 fold_bn=fold_bn,
                 simplify=simplify,
                 latency=latency,

@@ -23,10 +23,12 @@ from onnxprune.report.model import (
     EpochJson,
     GroupJson,
     HeldJson,
+    KeptNodeJson,
     LatencyJson,
     LayerJson,
     NextJson,
     OperatorJson,
+    QuantizedJson,
     RefittedJson,
     ReportJson,
     RoundJson,
@@ -52,6 +54,7 @@ from onnxprune.types import (
     LayerReport,
     ModelStats,
     NextStep,
+    Quantized,
     Report,
     Sparsified,
     ThinLayer,
@@ -215,6 +218,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
             )
             for one in report.rounds
         ],
+        quantized=None if report.quantized is None else _quantized(report.quantized),
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -317,6 +321,19 @@ def _sparsity(found: Sparsified) -> SparsityJson:
         packed_bytes=found.packed_bytes,
         dense_bytes=found.dense_bytes,
         xz=None if xz is None else XzJson(before=xz[0], after=xz[1]),
+    )
+
+
+def _quantized(found: Quantized) -> QuantizedJson:
+    before, after = found.bytes
+    return QuantizedJson(
+        to=found.to,  # type: ignore[arg-type]  # pydantic checks it
+        method=found.method or None,  # type: ignore[arg-type]  # and this
+        done=list(found.done),
+        kept=[KeptNodeJson(node=n.node, op_type=n.op_type, why=n.why) for n in found.kept],
+        lost=found.lost,
+        weight_bytes=CostJson(before=before, after=after),
+        tried={name: _finite(error) for name, error in found.tried.items()},
     )
 
 

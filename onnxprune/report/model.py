@@ -346,11 +346,35 @@ class RoundJson(_Part):
     path: str
 
 
+class KeptNodeJson(_Part):
+    """A node that quantization left in its type, and why."""
+
+    node: str
+    op_type: str
+    why: str
+
+
+class QuantizedJson(_Part):
+    """What quantization did to a model.
+
+    ``method`` is how int8 found the ranges of activations, ``tried`` the held-out error of each;
+    ``lost`` counts weights that became zero; ``weight_bytes`` are before and after.
+    """
+
+    to: Literal["fp16", "bf16", "int8"]
+    method: Literal["minmax", "percentile", "entropy"] | None
+    done: list[str]
+    kept: list[KeptNodeJson]
+    lost: int
+    weight_bytes: CostJson
+    tried: dict[str, float | None]
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    verb: Literal["inspect", "shrink", "sparsify", "compare", "check", "finetune"]
+    verb: Literal["inspect", "shrink", "sparsify", "quantize", "compare", "check", "finetune"]
     input: StatsJson
     output: StatsJson | None
     importance: str | None
@@ -374,3 +398,4 @@ class ReportJson(_Part):
     tidied: TidiedJson | None = None
     tuned: TunedJson | None = None
     rounds: list[RoundJson] = []
+    quantized: QuantizedJson | None = None

@@ -24,6 +24,7 @@ from onnxprune.types import (
     Latency,
     LayerReport,
     ModelStats,
+    Quantized,
     Report,
     Sparsified,
     ThinLayer,
@@ -35,7 +36,9 @@ _MOST_INPUTS = 4
 _MOST_OUTPUTS = 6
 _PIPE_WIDTH = 1 << 16  # columns where nobody says how wide the page is: what reads it may wrap
 _THINNEST = 5
+_MOST_NAMED = 3  # nodes that one reason names
 _MOST_LAYERS = 60  # rows of a table that nobody asked to be longer
+_MOST_REASONS = 8
 _SPARED = 60  # characters of a name before it is shortened
 
 
@@ -68,6 +71,8 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
             yield thin_table(report.sparsified.layers)
         yield from map(_line, _sparse_lines(report.sparsified))
     yield from _tidied_lines(report)
+    if report.quantized is not None:
+        yield from map(_line, _quantized_lines(report.quantized, verbose=verbose))
     if report.latency is not None:
         yield _line(_times(report.latency))
     yield from _drift_lines(report)
@@ -170,6 +175,42 @@ def _check_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
         yield from check_lines(report.checked, verbose=verbose, notes=False)
     if report.following is not None:
         yield from map(_line, report.following.expect)
+
+
+def quantize_report(report: Report, *, verbose: bool = False) -> Iterable[RenderableType]:
+    """What became of which nodes, why others stayed, drift, and the closing line."""
+    found = report.quantized
+    assert found is not None
+    yield from map(_line, _quantized_lines(found, verbose=verbose))
+    yield from _drift_lines(report)
+    yield from _check_lines(report, verbose=verbose)
+    yield _line(_closing(report))
+    yield from _next(report)
+
+
+def _quantized_lines(found: Quantized, *, verbose: bool = False) -> Iterable[str]:
+    """How far quantization got, and what it left and why."""
+    what = "layers compute" if found.to == "int8" else "nodes compute"
+    line = f"{found.to}: {len(found.done)} {what} in it, {len(found.kept)} stay as they were"
+    before, after = found.bytes
+    yield f"{line} · weights {_size(before)} → {_size(after)}"
+    if found.method:
+        tried = ", ".join(f"{name} {error:.3g}" for name, error in found.tried.items())
+        yield f"ranges of activations by {found.method}" + (
+            f" (held-out error: {tried})" if tried else ""
+        )
+    if found.lost:
+        yield f"{found.lost} weights are too small for it and became zero"
+    reasons: dict[str, list[str]] = {}
+    for one in found.kept:
+        reasons.setdefault(one.why, []).append(one.node)
+    for at, (why, nodes) in enumerate(reasons.items()):
+        if at == _MOST_REASONS and not verbose:
+            yield f"  and {len(reasons) - at} more reasons (-v gives them)"
+            return
+        shown = nodes if verbose else nodes[:_MOST_NAMED]
+        more = f" (+{len(nodes) - len(shown)})" if len(nodes) > len(shown) else ""
+        yield f"  not {found.to}: {why}: {', '.join(shown)}{more}"
 
 
 def _sparse_lines(found: Sparsified) -> Iterable[str]:
@@ -538,6 +579,8 @@ def _closing(report: Report) -> str:
         layers = report.sparsified.layers
         done = sum(one.done for one in layers)
         parts.append(f"{report.sparsified.pattern} in {done} of {_layers(len(layers))}")
+    elif report.verb == "quantize":
+        parts.append(f"{_size(before.bytes)} → {_size(after.bytes)}")
     else:
         parts.append(f"{number(before.params)} → {number(after.params)} params")
         parts.append(f"{number(before.macs)} → {number(after.macs)} MACs")
@@ -559,9 +602,17 @@ def _verdict(report: Report) -> str:
         assert report.sparsified is not None
         thinned = any(one.done for one in report.sparsified.layers)
         return "pattern holds, loads and runs" if thinned else "a copy: nothing was thinned"
+    if report.verb == "quantize":
+        return _ran(report)
     if report.sparsified is not None:
         return f"{_proof(report)}, then {report.sparsified.pattern}, which holds"
     return _proof(report)
+
+
+def _ran(report: Report) -> str:
+    """What is known of a quantized model: ONNX Runtime has no bfloat16 kernels on a CPU."""
+    assert report.quantized is not None
+    return "valid, emulated" if report.quantized.to == "bf16" else "loads and runs"
 
 
 def _proof(report: Report) -> str:

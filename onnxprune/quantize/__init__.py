@@ -1,0 +1,1 @@
+"""Fewer bits for weights and activations: 16-bit floats, and 8-bit integers as Q/DQ."""

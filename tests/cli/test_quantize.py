@@ -1,0 +1,201 @@
+"""The verb quantize, and shrink --quantize, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import io
+from onnxprune.cli import run
+from onnxprune.recipe import read
+from onnxprune.report.schemas import stored
+from tests.small import conv_chain, parsed, reloaded
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reloaded(conv_chain((3, 16, 16), batch="N"), tmp_path / "chain.onnx")
+    x = np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+
+
+class Call:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = self.capsys.readouterr()
+        return code, out, err
+
+    def json(self, *arguments: object) -> dict:
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (0, "")
+        found = json.loads(out)
+        jsonschema.validate(found, json.loads(stored("report")))
+        return found
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(capsys)
+
+
+def kinds(path: str) -> set[str]:
+    return {weight.dtype.name for weight in io.load(path).weights().values()}
+
+
+def test_fp16_is_written_beside_the_model_and_reported(call: Call) -> None:
+    found = call.json("quantize", "chain.onnx", "--to", "fp16")
+    assert found["verb"] == "quantize"
+    assert found["quantized"]["to"] == "fp16"
+    assert (
+        found["quantized"]["weight_bytes"]["after"] * 2
+        == (found["quantized"]["weight_bytes"]["before"])
+    )
+    assert found["output"]["path"] == "chain.fp16.onnx"
+    assert found["output"]["bytes"] == Path("chain.fp16.onnx").stat().st_size
+    assert kinds("chain.fp16.onnx") == {"float16"}
+    assert found["verify"]["status"] == "passed"
+
+
+def test_int8_calibrates_on_the_data_and_tells_which_method_did_best(call: Call) -> None:
+    found = call.json("quantize", "chain.onnx", "--to", "int8", "--data", "data.npz")
+    tried = found["quantized"]["tried"]
+    assert set(tried) == {"minmax", "percentile", "entropy"}
+    assert found["quantized"]["method"] == min(tried, key=tried.__getitem__)
+    assert "int8" in kinds("chain.int8.onnx")
+    _, out, _ = call("quantize", "chain.onnx", "--to", "int8", "--data", "data.npz", "--force")
+    assert "ranges of activations by" in out
+    last = out.splitlines()[-1]
+        assert last.startswith("next: trtexec --onnx=chain.int8.onnx ")
+        assert last.endswith(" --stronglyTyped")
+
+
+def test_bf16_says_that_its_drift_is_emulated(call: Call) -> None:
+    code, out, err = call("quantize", "chain.onnx", "--to", "bf16", "--data", "data.npz")
+    assert code == 0
+    assert "no bfloat16 kernels" in out
+    assert "valid, emulated" in out
+    assert "opset raised from 21 to 22" in err
+    assert kinds("chain.bf16.onnx") == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--to", "int8"], "int8 needs calibration data (--data FILE.npz)", id="data"),
+        pytest.param(["--to", "fp16", "--method", "minmax"], "--method is for int8", id="method"),
+        pytest.param(
+            ["--to", "int8", "--data", "data.npz", "--convert-io"],
+            "--convert-io is for fp16 and bf16",
+            id="io",
+        ),
+        pytest.param(
+            ["--to", "fp16", "--ignore", "nothing*"],
+            "--ignore 'nothing*' matches no node or constant",
+            id="glob",
+        ),
+        pytest.param(["--to", "fp8"], "'fp8' is not one of", id="type"),
+        pytest.param([], "Missing option '--to'", id="none"),
+        pytest.param(["--to", "fp16", "-o", "chain.onnx"], "is the input itself", id="input"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_leaves_nothing(
+    call: Call, arguments: list[str], said: str
+) -> None:
+    before = {path.name for path in Path().iterdir()}
+    code, out, err = call("quantize", "chain.onnx", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert {path.name for path in Path().iterdir()} == before
+
+
+def test_model_without_layers_for_int8_is_code_3(call: Call) -> None:
+    reloaded(parsed("g (float[1,4] x) => (float[1,4] y) {y = Relu(x)}"), Path("plain.onnx"))
+    np.savez("four.npz", x=np.ones((4, 4), np.float32))
+    code, out, err = call("quantize", "plain.onnx", "--to", "int8", "--data", "four.npz")
+    assert (code, out) == (3, "")
+    assert "nothing in it can become int8: no layer in it has weights" in err
+
+
+def test_limit_of_the_user_is_code_4_and_nothing_is_written(call: Call) -> None:
+    code, out, err = call(
+        "quantize", "chain.onnx", "--to", "int8", "--data", "data.npz", "--max-drift", "1e-6"
+    )
+    assert (code, out) == (4, "")
+    assert "nothing was written" in err
+    assert not Path("chain.int8.onnx").exists()
+
+
+def test_dry_run_writes_nothing_and_an_existing_file_needs_force(call: Call) -> None:
+    found = call.json("quantize", "chain.onnx", "--to", "fp16", "--dry-run")
+    assert found["output"]["path"] is None
+    assert 0 < found["output"]["bytes"] < found["input"]["bytes"]
+    Path("chain.fp16.onnx").write_text("mine")
+    code, _, err = call("quantize", "chain.onnx", "--to", "fp16")
+    assert code == 2
+    assert "--force" in err
+    assert Path("chain.fp16.onnx").read_text() == "mine"
+    assert call("quantize", "chain.onnx", "--to", "fp16", "--force", "-q")[:2] == (0, "")
+
+
+def test_cut_refit_pattern_and_int8_in_one_run_and_again_from_its_recipe(call: Call) -> None:
+    run_ = ("--data", "data.npz", "-q", "--force")
+    asked = ("--ratio", "0.5", "--then", "2:4", "--quantize", "int8")
+    assert call("shrink", "chain.onnx", *asked, *run_, "-o", "one.onnx")[0] == 0
+    recipe = read(Path("one.onnx"))
+    assert recipe.options.quantize is not None
+    assert recipe.options.quantize.to == "int8"
+    assert recipe.options.restore == "refit"
+    assert recipe.options.sparsify is not None
+    assert recipe.removed
+    assert call("shrink", "chain.onnx", "--recipe", "one.onnx", *run_, "-o", "two.onnx")[0] == 0
+    assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+    small = np.asarray(io.load("one.onnx").weights()["w1"].read())
+    runs = small.reshape(small.shape[0], -1, 4, 9)
+    assert small.dtype == np.int8
+    assert np.all(np.count_nonzero(runs, axis=2) <= 2)
+    onnx.checker.check_model("one.onnx", full_check=True)
+
+
+def test_recipe_with_int8_asks_for_data_when_it_is_repeated(call: Call) -> None:
+    asked = ("--ratio", "0.5", "--quantize", "int8", "--data", "data.npz", "-q")
+    assert call("shrink", "chain.onnx", *asked, "-o", "one.onnx")[0] == 0
+    code, _, err = call("shrink", "chain.onnx", "--recipe", "one.onnx", "-o", "two.onnx")
+    assert code == 2
+    assert "int8 needs calibration data" in err
+
+
+def test_pruned_model_that_is_quantized_keeps_its_recipe(call: Call) -> None:
+    assert call("shrink", "chain.onnx", "--ratio", "0.5", "-q")[0] == 0
+    before = read(Path("chain.pruned.onnx"))
+    assert call("quantize", "chain.pruned.onnx", "--to", "fp16", "-q")[0] == 0
+    after = read(Path("chain.pruned.fp16.onnx"))
+    assert after.removed == before.removed
+    assert after.options.quantize is not None
+    again = call("shrink", "chain.onnx", "--recipe", "chain.pruned.fp16.onnx", "-o", "r.onnx", "-q")
+    assert again[0] == 0
+    assert kinds("r.onnx") == {"float16"}
+
+
+def test_int8_then_fp16_keeps_both_in_the_recipe_and_is_repeated_so(call: Call) -> None:
+    run_ = ("--data", "data.npz", "-q")
+    asked = ("--ratio", "0.5", "--quantize", "int8", "-o", "i.onnx")
+    assert call("shrink", "chain.onnx", *asked, *run_)[0] == 0
+    assert call("quantize", "i.onnx", "--to", "fp16", *run_)[0] == 0
+    assert kinds("i.fp16.onnx") == {"float16", "int8"}
+    found = read(Path("i.fp16.onnx")).options.quantize
+    assert found is not None
+    assert (found.to, found.before and found.before.to) == ("fp16", "int8")
+    again = ("--recipe", "i.fp16.onnx", "-o", "two.onnx")
+    assert call("shrink", "chain.onnx", *again, *run_)[0] == 0
+    assert Path("i.fp16.onnx").read_bytes() == Path("two.onnx").read_bytes()
