@@ -75,8 +75,8 @@ def test_int8_calibrates_on_the_data_and_tells_which_method_did_best(call: Call)
     _, out, _ = call("quantize", "chain.onnx", "--to", "int8", "--data", "data.npz", "--force")
     assert "ranges of activations by" in out
     last = out.splitlines()[-1]
-        assert last.startswith("next: trtexec --onnx=chain.int8.onnx ")
-        assert last.endswith(" --stronglyTyped")
+    assert last.startswith("next: trtexec --onnx=chain.int8.onnx ")
+    assert last.endswith(" --stronglyTyped")
 
 
 def test_bf16_says_that_its_drift_is_emulated(call: Call) -> None:
