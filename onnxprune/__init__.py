@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onnxprune.sparsifying import sparsify as sparsify
     from onnxprune.studies import sensitivity as sensitivity
     from onnxprune.studies import sweep as sweep
+    from onnxprune.tuning import finetune as finetune
     from onnxprune.twin import masked_twin as masked_twin
     from onnxprune.types import Limits as Limits
     from onnxprune.types import Report as Report
@@ -58,6 +59,7 @@ _HOME = {
     "load": "io",
     "save": "io",
     "compare": "pipeline",
+    "finetune": "tuning",
     "inspect": "pipeline",
     "shrink": "pipeline",
     "report": "report.build",
@@ -90,6 +92,7 @@ __all__ = [
     "check",
     "compare",
     "errors",
+    "finetune",
     "inspect",
     "load",
     "load_data",

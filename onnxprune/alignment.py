@@ -61,16 +61,13 @@ class Want:
     groups: int
 
 
-def steps(graph: DependencyGraph, *, sparse: bool = False, parts: int = 2) -> Mapping[int, int]:
+def steps(graph: DependencyGraph, *, sparse: bool = False) -> Mapping[int, int]:
     """What the units of each prunable group should stay a multiple of, by group id.
 
-    Args:
-        graph: The analysis.
-        sparse: Every weight is to hold a 2:4 pattern, or to go in blocks of as many channels.
-        parts: How many of a step a group must have, else the step is halved.
+    With ``sparse`` every weight is to hold a 2:4 pattern.
     """
     found = Alignment(graph, sparse=sparse)
-    return {group.id: found.step(group, parts) for group in graph.prunable}
+    return {group.id: found.step(group) for group in graph.prunable}
 
 
 class Alignment:
@@ -96,10 +93,10 @@ class Alignment:
             for axis in group.producers:
                 self._made.setdefault(axis.node, group)
 
-    def step(self, group: ChannelGroup, parts: int = 2) -> int:
+    def step(self, group: ChannelGroup) -> int:
         """What the units of a group should stay a multiple of."""
         step = lcm(*(units for units, _ in self._asked(group)))
-        while step > 1 and group.size < parts * step:
+        while step > 1 and group.size < 2 * step:
             step //= 2
         return step
 

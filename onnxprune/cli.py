@@ -16,6 +16,7 @@ import typer
 from onnxprune import __version__
 from onnxprune.commands.check import check
 from onnxprune.commands.compare import compare
+from onnxprune.commands.finetune import finetune
 from onnxprune.commands.inspect import inspect
 from onnxprune.commands.options import Command
 from onnxprune.commands.schema import schema
@@ -74,6 +75,7 @@ _VERBS: dict[Callable[..., None], str] = {
     sweep: "Measure the model cut at several ratios.",
     compare: "Measure how far two models are apart.",
     check: "Say what TensorRT will mind, and let it build the model.",
+    finetune: "Train the weights of a model on.",
     schema: "Print a JSON Schema.",
 }
 for _verb, _help in _VERBS.items():

@@ -66,6 +66,12 @@ class VerificationError(OnnxPruneError):
     exit_code = 4
 
 
+class TrainingError(OnnxPruneError):
+    """Training did not come to its end: the process died, memory or the loss ran away."""
+
+    exit_code = 4
+
+
 class MissingExtraError(OnnxPruneError):
     """An optional dependency is not installed."""
 

@@ -18,6 +18,7 @@ from onnxprune.types import Float64Array, Refitted, Sparsified, ThinLayer
 from onnxprune.validate import bits
 
 METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
+_ROUNDED = 8  # channels that `--round-to auto` gives multiples of, where there are enough
 _XZ_UNASKED = 16_000_000  # bytes of a model that xz takes a second or two for
 
 
@@ -85,6 +86,26 @@ def by_method(found: Thinned, fitted: Sequence[Refitted], method: str) -> Thinne
         for one in found.layers
     )
     return replace(found, layers=tuple(layers))
+
+
+def wants_rounding(found: Thinned, rounding: int | str) -> str | None:
+    """What to say where blocks are wider than what widths were rounded to, and layers lack them.
+
+    Args:
+        found: What was imposed.
+        rounding: What widths were rounded to.
+    """
+    pattern = found.wish.pattern
+    side = max(pattern.outputs, pattern.channels) if isinstance(pattern, Block) else 1
+    narrow = [one for one in found.layers if not one.eligible and "not a multiple of" in one.why]
+    fits = isinstance(rounding, int) and rounding % side == 0
+    if side <= _ROUNDED or fits or not narrow:
+        return None
+    many = "1 layer stays" if len(narrow) == 1 else f"{len(narrow)} layers stay"
+    return (
+        f"{many} dense, first '{narrow[0].node}': {narrow[0].why}; widths are not rounded to "
+        f"blocks of {side} by themselves: --round-to {side} does that where layers are wide enough"
+    )
 
 
 def measured_against(before: Model, found: Thinned) -> Thinned:

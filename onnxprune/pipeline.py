@@ -38,6 +38,7 @@ from onnxprune.impose import (
     impose,
     measured_against,
     sparsified,
+    wants_rounding,
 )
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.iterate import shares
@@ -132,7 +133,7 @@ def shrink(
             calibration data and takes the one whose cut moves the outputs least.
         aggregate: As in ``score``.
         round_to: Units left are a multiple of this; ``auto`` takes what suits the hardware. None:
-            1 for a ratio; for targets 16, 8, ``auto``, 4 or 1, the first that comes within 0.01;
+            1 for a ratio; for targets 16, 8, 4 or 1, the first that comes within 0.01;
             ``auto`` where latency or ``then`` counts.
         min_channels: Units that stay in every group.
         max_ratio: Most that ``global`` takes from any one group.
@@ -286,6 +287,8 @@ def shrink(
                     thinned = measured_against(plain, thinned)
                 if given is not None:
                     check_replay(given, thinned)
+                elif (said := wants_rounding(thinned, rounding)) is not None:
+                    _log.warning("%s", said)
             surgery = replace(surgery, model=thinned.model)
         tidy = None
         if any(asked.tidying):

@@ -32,9 +32,8 @@ from onnxprune.types import Latency, Limits, Shape
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
 # What widths are rounded to for a target where nothing is asked for; the first that reaches it.
-_WIDE = "wide"
+_WIDE = "wide"  # sixteens, as for a 2:4 pattern: what one instruction of a CPU takes at most
 _ROUNDINGS: tuple[int | str, ...] = (_WIDE, "auto", 4, 1)
-_PARTS = 4  # of sixteen channels that a group must have to be cut in sixteens: else in fewer
 
 _log = logging.getLogger(__name__)
 
@@ -313,7 +312,7 @@ class Request:
             case int(fixed):
                 return fixed
             case "wide":
-                return steps(graph, sparse=True, parts=_PARTS)
+                return steps(graph, sparse=True)
         return steps(graph, sparse=self.for_runs)
 
     def restoring(self, data: Data | None) -> str:

@@ -183,6 +183,84 @@ class ModelStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch of training.
+
+    Attributes:
+        number: From 1; 0 is the state before the first.
+        loss: Mean loss of its steps, NaN for number 0.
+        held_out: Loss on the samples held out.
+        metric: Share of the held-out samples with the right class, or the teacher's; NaN where
+            there are no classes.
+        seconds: Wall-clock time.
+    """
+
+    number: int
+    loss: float
+    held_out: float
+    metric: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of cutting and training.
+
+    Attributes:
+        number: From 1.
+        params: Left after it.
+        macs: Left after it.
+        before: Share of right classes, or of agreement, on the samples held out, before training.
+        after: The same after training.
+        path: File of its model.
+    """
+
+    number: int
+    params: int
+    macs: int
+    before: float
+    after: float
+    path: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning did.
+
+    Attributes:
+        trainer: Who computed.
+        losses: Kinds of loss, such as ``("kd",)``.
+        optimizer: ``adamw`` or ``sgd``.
+        rate: Largest learning rate.
+        batch_size: Samples of a step.
+        samples: Trained on, and held out.
+        weights: Weights that were trained, and elements of them.
+        zeros: Elements that had to stay zero.
+        measure: What ``metric`` of an epoch is: ``top1``, ``agreement`` or "".
+        epochs: Before the first, then one by one.
+        best: Number of the epoch whose weights were kept.
+        checked: Weights whose gradients were compared with finite differences.
+        drift_before: Of the model that came in from the teacher, by output.
+        drift_after: Of the result.
+    """
+
+    trainer: str
+    losses: tuple[str, ...]
+    optimizer: str
+    rate: float
+    batch_size: int
+    samples: tuple[int, int]
+    weights: tuple[int, int]
+    zeros: int
+    measure: str
+    epochs: tuple[Epoch, ...]
+    best: int
+    checked: int
+    drift_before: Mapping[str, Drift] = field(default_factory=dict)
+    drift_after: Mapping[str, Drift] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """How far one output of the pruned model lies from the original's.
 
@@ -543,7 +621,7 @@ class Report:
     """Everything a verb has to say; ``report.build.as_json`` and ``report.tables`` print it.
 
     Attributes:
-        verb: ``inspect``, ``shrink``, ``sparsify``, ``compare`` or ``check``.
+        verb: ``inspect``, ``shrink``, ``sparsify``, ``compare``, ``check`` or ``finetune``.
         input_path: File of the model, "" for one in memory.
         before: Its cost.
         output_path: File that was written, or None.
@@ -570,6 +648,8 @@ class Report:
         checked: What a check for a target found, None where there was none.
         following: What to run next, None where no file was written.
         tidied: What folding and simplifying left, None where nobody asked for it.
+        tuned: What fine-tuning did, None where there was none.
+        rounds: Rounds of cutting and training, where there were any.
     """
 
     verb: str
@@ -599,3 +679,5 @@ class Report:
     checked: Checked | None = None
     following: NextStep | None = None
     tidied: Tidied | None = None
+    tuned: Tuned | None = None
+    rounds: tuple[Round, ...] = ()

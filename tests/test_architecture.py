@@ -41,17 +41,29 @@ ORDER = tuple(
     targets.profiles targets.files targets.layered targets.trtexec targets.builder targets.worker
     targets.tensorrt
     report report.clock report.model report.checks report.ops report.layers report.build
-    report.schemas report.tables report.plots report.studies
+    report.schemas report.tables report.tuned report.plots report.studies
     checks checking restoring request pipeline sparsifying studies
+    train train.protocol train.wire train.updates train.own train.worker train.copying
+    train.rewrites train.losses train.spatial train.place train.ort
+    train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
+    train.torch_ops.elementwise train.torch_ops.activation train.torch_ops.conv
+    train.torch_ops.pool train.torch_ops.norm train.torch_ops.movement train.torch_ops.index
+    train.torch_ops.reduce train.torch_ops.linear train.torch_ops.attention train.torch_ops.resize
+    train.torch_ops.recurrent train.torch_ops.control train.torch_ops
+    train.torch_graph train.torch_trainer
+    train.backends train.batching train.zeros
+    train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
+    train.judge train.loop train.session tuning rounds
     terminal
-    commands commands.options commands.inspect commands.shrink commands.sparsify
+    commands commands.options commands.finetune commands.training
+    commands.inspect commands.shrink commands.sparsify
     commands.sensitivity commands.sweep commands.compare commands.check commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )
 
 # Imported inside functions only: they take long, and `--help` does not need them.
-HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "tensorrt_rtx"}
+HEAVY = {"onnxruntime", "polygraphy", "onnx_graphsurgeon", "matplotlib", "tensorrt_rtx", "torch"}
 # Third-party packages by their import name, as pyproject.toml lists them.
 THIRD_PARTY = {
     "distributed": "dask",
@@ -67,6 +79,7 @@ THIRD_PARTY = {
     "rich": "typer",  # which brings it
     "threadpoolctl": "threadpoolctl",
     "tensorrt_rtx": "tensorrt-rtx-cu12",
+    "torch": "torch",
     "typer": "typer",
 }
 
@@ -156,7 +169,7 @@ def test_third_party_imports_are_declared_dependencies() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [one for name in ("dask", "report", "tensorrt") for one in extras[name]]
+    optional = [one for name in ("dask", "report", "tensorrt", "torch") for one in extras[name]]
     declared = " ".join([*project["dependencies"], *optional])
     used = {
         name.split(".")[0]
@@ -192,7 +205,8 @@ def test_only_the_command_line_catches_everything() -> None:
             node.type is None or "Exception" in [getattr(n, "id", "") for n in ast.walk(node.type)]
         )
     ]
-    assert set(found) <= {"cli", "functions"}  # the second runs users' code
+    # The second runs users' code; the third is a process of its own, and hands on what went wrong.
+    assert set(found) <= {"cli", "functions", "train.worker"}
 
 
 def test_nothing_but_the_terminal_prints() -> None:

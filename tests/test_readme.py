@@ -47,7 +47,9 @@ def comparable(output: str) -> list[str]:
     output = re.sub(r"-?\b\d\.\d{4}\b", "#", output)
     lines = [re.sub(r"\s+", " ", line).strip() for line in output.splitlines()]
     return [
-        re.sub(_FIGURE, "#", line) if re.search(r"drift|cosine|held-out|in about", line) else line
+        re.sub(_FIGURE, "#", line)
+        if re.search(r"drift|cosine|held-out|in about|latency", line)
+        else line
         for line in lines
     ]
 
@@ -79,7 +81,8 @@ def test_commands_print_what_the_readme_shows(block: str, folder: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_snippets_run(block: str, folder: Path) -> None:
     for _ in range(2):
-        assert "block1.first.conv.weight" in run(["-c", block], folder)
+        said = run(["-c", block], folder)
+        assert "block1.first.conv.weight" in said or "print(graph)" not in block
 
 
 def test_operator_table_is_up_to_date() -> None:

@@ -20,6 +20,7 @@ from onnxprune.report.model import (
     CostJson,
     DensityJson,
     DriftJson,
+    EpochJson,
     GroupJson,
     HeldJson,
     LatencyJson,
@@ -28,10 +29,12 @@ from onnxprune.report.model import (
     OperatorJson,
     RefittedJson,
     ReportJson,
+    RoundJson,
     SparsityJson,
     StatsJson,
     ThinLayerJson,
     TidiedJson,
+    TunedJson,
     TwinJson,
     VerifyJson,
     WidthJson,
@@ -53,6 +56,7 @@ from onnxprune.types import (
     Sparsified,
     ThinLayer,
     Tidied,
+    Tuned,
     TwinResult,
     Verdict,
     Width,
@@ -199,6 +203,18 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         check=None if report.checked is None else as_check_json(report.checked),
         next=None if report.following is None else _next(report.following),
         tidied=None if report.tidied is None else _tidied(report.tidied),
+        tuned=None if report.tuned is None else _tuned(report.tuned),
+        rounds=[
+            RoundJson(
+                number=one.number,
+                params=one.params,
+                macs=one.macs,
+                before=_finite(one.before),
+                after=_finite(one.after),
+                path=one.path,
+            )
+            for one in report.rounds
+        ],
     )
     return found.model_dump(mode="json", by_alias=True)
 
@@ -342,6 +358,35 @@ def _held(one: HeldWeight) -> HeldJson:
 
 def _next(step: NextStep) -> NextJson:
     return NextJson(command=step.command, expect=list(step.expect))
+
+
+def _tuned(found: Tuned) -> TunedJson:
+    return TunedJson(
+        trainer=found.trainer,
+        losses=list(found.losses),  # type: ignore[arg-type]  # pydantic checks it
+        optimizer=found.optimizer,  # type: ignore[arg-type]  # pydantic checks it
+        rate=found.rate,
+        batch_size=found.batch_size,
+        samples=found.samples,
+        tensors=found.weights[0],
+        weights=found.weights[1],
+        zeros=found.zeros,
+        measure=found.measure,  # type: ignore[arg-type]  # pydantic checks it
+        epochs=[
+            EpochJson(
+                number=one.number,
+                loss=_finite(one.loss),
+                held_out=_finite(one.held_out),
+                metric=_finite(one.metric),
+                seconds=round(one.seconds, 2),
+            )
+            for one in found.epochs
+        ],
+        best=found.best,
+        checked=found.checked,
+        drift_before={name: _drift(one) for name, one in found.drift_before.items()},
+        drift_after={name: _drift(one) for name, one in found.drift_after.items()},
+    )
 
 
 def _width(side: Width | None) -> WidthJson | None:

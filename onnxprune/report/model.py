@@ -299,11 +299,58 @@ class NextJson(_Part):
     expect: list[str]
 
 
+class EpochJson(_Part):
+    """One epoch; number 0 is the state before the first, which has no loss of its own."""
+
+    number: int
+    loss: float | None
+    held_out: float | None
+    metric: float | None
+    seconds: float
+
+
+class TunedJson(_Part):
+    """What fine-tuning did.
+
+    ``samples`` are those trained on and those held out; ``zeros`` weights had to stay zero;
+    ``metric`` of an epoch is the share of held-out samples with the right class (``top1``) or the
+    teacher's (``agreement``); ``best`` is the epoch whose weights were kept, ``checked`` how many
+    gradients were compared with finite differences; drifts are from the teacher, before and after.
+    """
+
+    trainer: str
+    losses: list[Literal["ce", "mse", "kd"]]
+    optimizer: Literal["adamw", "sgd"]
+    rate: float
+    batch_size: int
+    samples: tuple[int, int]
+    tensors: int
+    weights: int
+    zeros: int
+    measure: Literal["top1", "agreement", ""]
+    epochs: list[EpochJson]
+    best: int
+    checked: int
+    drift_before: dict[str, DriftJson]
+    drift_after: dict[str, DriftJson]
+
+
+class RoundJson(_Part):
+    """One round of cutting and training: what is left, the share right before and after it."""
+
+    number: int
+    params: int
+    macs: int
+    before: float | None
+    after: float | None
+    path: str
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    verb: Literal["inspect", "shrink", "sparsify", "compare", "check"]
+    verb: Literal["inspect", "shrink", "sparsify", "compare", "check", "finetune"]
     input: StatsJson
     output: StatsJson | None
     importance: str | None
@@ -325,3 +372,5 @@ class ReportJson(_Part):
     check: CheckJson | None = None
     next: NextJson | None = None
     tidied: TidiedJson | None = None
+    tuned: TunedJson | None = None
+    rounds: list[RoundJson] = []

@@ -199,3 +199,35 @@ def test_large_models_are_timed_only_where_that_is_asked_for(
 def test_compare_says_batch_and_p90_too(call: Call) -> None:
     _, out, _ = call("compare", "chain.onnx", "chain.onnx", "--latency")
     assert re.search(r"latency in ONNX Runtime, 1 thread, batch \d+: .* p90 \S+ → \S+ ms", out)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("shrink", "--ratio", 0.5, "--dry-run"),
+        ("shrink", "--ratio", 0.5, "--restore", "pictures", "--dry-run"),
+        ("sparsify", "--dry-run"),
+        ("sensitivity", "--ratios", 0.5),
+    ],
+    ids=lambda a: " ".join(map(str, a[:1])),
+)
+def test_weights_that_are_no_numbers_bring_lines_of_ours_only(
+    call: Call, value: float, arguments: tuple[object, ...], recwarn: pytest.WarningsRecorder
+) -> None:
+    model = conv_chain((3, 16, 24))
+    w = np.frombuffer(model.proto.graph.initializer[0].raw_data, np.float32).copy()
+    w[3] = value
+    model.proto.graph.initializer[0].raw_data = w.tobytes()
+    reloaded(model, Path("odd.onnx"))
+    verb, *options = arguments
+    code, _, err = call(verb, "odd.onnx", *options)
+    assert code in (0, 3, 4)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+    assert all(line.startswith(("warning: ", "onnxprune: ")) for line in err.splitlines())
+
+
+def test_inspect_takes_auto_for_attention_as_shrink_does(call: Call) -> None:
+    by_heads = call.json("inspect", MODELS / "fashion_vit.onnx")
+    auto = call.json("inspect", MODELS / "fashion_vit.onnx", "--attention", "auto")
+    assert auto["groups"] == by_heads["groups"]

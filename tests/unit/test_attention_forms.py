@@ -384,6 +384,8 @@ def test_cache_keeps_its_heads_and_is_named_while_all_else_goes(mode: str) -> No
     for weight, given in (("wq", "past_k"), ("wk", "past_k")):
         why = reason(graph, weight)
         assert f"is joined to input '{given}', whose shape is the model's interface" in why
+    if mode == "heads":
+        assert "input 'past_v', whose shape is the model's interface, too" in reason(graph, "wq")
     if mode == "dims":  # by heads queries, keys and values are one
         assert "input 'past_v'" in reason(graph, "wv")
     plan = plan_at(graph, 0.5)
@@ -424,5 +426,5 @@ def test_shrink_says_which_inputs_keep_channels(tmp_path: Path) -> None:
     onnx.save(_CACHE.model().proto, path)
     result = CliRunner().invoke(app, ["shrink", str(path), "--ratio", "0.5"])
     assert result.exit_code == 0, result.output
-    said = "must fit the shape of an input, as of a cache: 'past_k'"
+    said = "must fit the shape of an input, as of a cache: 'past_k', 'past_v'"
     assert said in " ".join(result.output.split())

@@ -1,0 +1,1 @@
+"""Training the weights of an ONNX file: the protocol of trainers, and what drives them."""
