@@ -216,9 +216,11 @@ class Alignment:
         each = f" in each of {want.groups} groups" if reads and want.groups > 1 else ""
         if each and before == 1:
             return "each filter reads 1 channel"
-        frozen = next((group.frozen for group, _ in groups if group.frozen is not None), None)
-        if frozen is not None:
-            return f"frozen at {left}{each}: {frozen}"
+        held = {group.id: (axis.index.size, group.frozen) for group, axis in groups if group.frozen}
+        if held:
+            count = sum(size for size, _ in held.values()) // (want.groups if reads else 1)
+            many = f"{count} of {left} are frozen" if count < left else f"frozen at {left}"
+            return f"{many}{each}: {next(iter(held.values()))[1]}"
         if not groups:
             return self._origin(want.node, left) if reads else f"makes {left}, and all stay"
         if step % want.multiple:

@@ -47,7 +47,7 @@ def _expect(path: str, weights: Weights, profiles: Mapping[str, Profile]) -> lis
     """Plainly what TensorRT will make of it; nothing of this was timed."""
     said = []
     if any(not profile.given for profile in profiles.values()):
-        said.append("shapes in the next line are those the model was analysed at: put yours")
+        said.append("shapes in the command are those the model was analysed at: put yours")
     if weights.single:
         said.append(
             "float32: TensorRT 11 runs it as such (10 has --fp16); "

@@ -233,6 +233,21 @@ def test_side_of_several_groups_says_how_narrow_the_narrowest_is() -> None:
     )  # fmt: skip
 
 
+def test_side_of_which_a_part_is_frozen_says_how_much() -> None:
+    model = parsed(
+        """g (float[1,3,8,8] x) => (float[1,4,8,8] z, float[1,8,8,8] y) {
+            z = Conv(x, u) b = Conv(x, v) r = Concat<axis=1>(z, b) s = Relu(r) y = Conv(s, w)
+        }""",
+        u=real(4, 3, 1, 1),
+        v=real(20, 3, 1, 1),
+        w=real(8, 24, 1, 1),
+    )
+    inputs = reported(model, 0.5)["y"].inputs
+    assert inputs is not None
+    assert (inputs.before, inputs.after, inputs.aligned) == (24, 20, False)
+    assert inputs.why.startswith("4 of 20 are frozen: reaches output 'z'")
+
+
 def test_heads_too_wide_to_round_are_counted() -> None:
     model = parsed(
         """g (float[1,4,24] x) => (float[1,4,8] y) {
