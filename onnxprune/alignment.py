@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from math import gcd, lcm
 
 import numpy as np
@@ -34,6 +35,15 @@ from onnxprune.moments import seen_weight
 from onnxprune.types import AnyArray, ChannelGroup, LayerStats, WeightAxis, Width
 
 FOR_FLOATS, FOR_PATTERN, FOR_INT8, FREE = 8, 16, 32, 64
+
+
+class Coming(Enum):
+    """What floats of a model are to become once its channels are cut."""
+
+    pattern = FOR_PATTERN, "the 2:4 pattern"
+    int8 = FOR_INT8, "int8"
+
+
 _RUN, _MOST = 4, 2  # of the pattern: non-zeros in a run
 _INT8: Mapping[int, str] = {TensorProto.INT8: "int8", TensorProto.UINT8: "uint8"}
 _SPELLED: Mapping[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
@@ -61,12 +71,14 @@ class Want:
     groups: int
 
 
-def steps(graph: DependencyGraph, *, sparse: bool = False) -> Mapping[int, int]:
+def steps(graph: DependencyGraph, coming: Coming | None = None) -> Mapping[int, int]:
     """What the units of each prunable group should stay a multiple of, by group id.
 
-    With ``sparse`` every weight is to hold a 2:4 pattern.
+    Args:
+        graph: The analysis.
+        coming: What its weights are to become, None where they stay as they are.
     """
-    found = Alignment(graph, sparse=sparse)
+    found = Alignment(graph, coming)
     return {group.id: found.step(group) for group in graph.prunable}
 
 
@@ -78,9 +90,9 @@ class Alignment:
         wants: Every layer that multiplies by a constant weight, by label and operator.
     """
 
-    def __init__(self, graph: DependencyGraph, *, sparse: bool = False) -> None:
+    def __init__(self, graph: DependencyGraph, coming: Coming | None = None) -> None:
         self.graph = graph
-        found = tuple(_wants(graph, sparse=sparse))
+        found = tuple(_wants(graph, coming))
         self.wants = {(want.node.label, want.node.op_type): want for want in found}
         self._readers: dict[str, list[Want]] = {}
         for want in found:
@@ -274,7 +286,7 @@ def _counted(group: ChannelGroup, width: int) -> str:
 # -- what layers want ------------------------------------------------------------------------------
 
 
-def _wants(found: DependencyGraph, *, sparse: bool) -> Iterator[Want]:
+def _wants(found: DependencyGraph, coming: Coming | None) -> Iterator[Want]:
     graph, env = found.graph, found.envs[0]
     for node in graph.nodes:
         axis = _summed_over(node)
@@ -289,12 +301,12 @@ def _wants(found: DependencyGraph, *, sparse: bool) -> Iterator[Want]:
         multiple = FOR_FLOATS
         if kind in _INT8:
             multiple, spelled = FOR_INT8, _INT8[kind]
-        elif sparse:
-            multiple, spelled = FOR_PATTERN, "the 2:4 pattern"
+        elif coming is not None:
+            multiple, spelled = coming.value
         else:
             weight = seen_weight(graph, node.inputs[1])
             if weight is not None and holds_pattern(weight, axis):
-                multiple, spelled = FOR_PATTERN, "the 2:4 pattern"
+                multiple, spelled = Coming.pattern.value
         groups = node.int("group", 1) if node.op_type in _CONVOLUTIONS else 1
         yield Want(node, leaf, multiple, spelled, groups)
 

@@ -253,9 +253,10 @@ def shrink(
             dict(input_shapes or {}), seed, lossless,
             None if sensitivity is None else Allowance.read(sensitivity, max_loss or 0.0),
             dict(targets or {}), aggregate, restore, steps, schedule, pattern, fold_bn, simplify,
+            wished,
         )  # fmt: skip
-        if given is not None and wished is None and given.options.quantize is not None:
-            wished = given.options.quantize
+        wished = asked.precision
+        if wished is not None:
             check_options(wished, data)
         with clock.stage("load"):
             original = as_model(model)
@@ -376,7 +377,7 @@ def shrink(
             plan.keep,
             plan.why,
             aligned=asked.round_to not in (None, 1),
-            sparse=asked.for_runs,
+            coming=asked.coming,
         ),
         verdict=verdict,
         stand_ins=graph.stand_ins,
@@ -387,7 +388,7 @@ def shrink(
         restored=() if recovered is None else recovered.layers,
         written=tuple(files),
         latency=times,
-        layers=layer_reports(graph, before, after, sparse=asked.for_runs),
+        layers=layer_reports(graph, before, after, asked.coming),
         rounded=asked.rounding != 1,
         round_to=options.round_to,
         sparsified=None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from onnxprune.aim import TOLERANCE
-from onnxprune.alignment import steps
+from onnxprune.alignment import Coming, steps
 from onnxprune.analyse import analyse_graph
 from onnxprune.budget import Budget, shares
 from onnxprune.checks import Check
@@ -22,7 +22,7 @@ from onnxprune.lossless import lossless_plan
 from onnxprune.patterns import NM, parse
 from onnxprune.planning import Latency as Share
 from onnxprune.planning import Planner, Trial, Wish
-from onnxprune.recipe import Options, Recipe, SparsifyOptions, replay
+from onnxprune.recipe import Options, QuantizeOptions, Recipe, SparsifyOptions, replay
 from onnxprune.report.clock import Clock
 from onnxprune.restoring import restored
 from onnxprune.rewrite import operate
@@ -82,6 +82,7 @@ class Request:
     then: SparsifyOptions | None = None
     fold_bn: bool = False
     simplify: bool = False
+    quantize: QuantizeOptions | None = None
 
     @property
     def tidying(self) -> tuple[bool, bool]:
@@ -123,9 +124,19 @@ class Request:
         return self.sparse.model_copy(update={"method": method})
 
     @property
-    def for_runs(self) -> bool:
-        """Whether widths should suit an N:M pattern."""
-        return self.sparse is not None and isinstance(parse(self.sparse.pattern), NM)
+    def coming(self) -> Coming | None:
+        """What widths should suit beside the types there are: int8, or an N:M pattern."""
+        if self.precision is not None and self.precision.to == "int8":
+            return Coming.int8
+        runs = self.sparse is not None and isinstance(parse(self.sparse.pattern), NM)
+        return Coming.pattern if runs else None
+
+    @property
+    def precision(self) -> QuantizeOptions | None:
+        """Types to write what is left in, None for those it has."""
+        if self.quantize is not None or self.recipe is None:
+            return self.quantize
+        return self.recipe.options.quantize
 
     @property
     def exactly(self) -> bool:
@@ -312,8 +323,8 @@ class Request:
             case int(fixed):
                 return fixed
             case "wide":
-                return steps(graph, sparse=True)
-        return steps(graph, sparse=self.for_runs)
+                return steps(graph, Coming.pattern)
+        return steps(graph, self.coming)
 
     def restoring(self, data: Data | None) -> str:
         """How the result is restored: ``none``, ``bias``, ``pictures`` or ``refit``."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from onnxprune.alignment import Alignment
+from onnxprune.alignment import Alignment, Coming
 from onnxprune.cost import stats, stats_after
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model
@@ -104,12 +104,12 @@ def group_reports(
     why: Mapping[int, str] | None = None,
     *,
     aligned: bool = False,
-    sparse: bool = False,
+    coming: Coming | None = None,
 ) -> tuple[GroupReport, ...]:
     """Every group as reports show it; without ``keep`` nothing went.
 
     With ``aligned`` each says whether its width suits the hardware, and if not, why; with
-    ``sparse``, whether it suits a 2:4 pattern.
+    ``coming``, whether it suits what its weights are to become.
     """
     found = (
         _group(group, (keep or {}).get(group.id), (why or {}).get(group.id, ""))
@@ -117,7 +117,7 @@ def group_reports(
     )
     if not aligned:
         return tuple(found)
-    alignment = Alignment(graph, sparse=sparse)
+    alignment = Alignment(graph, coming)
     return tuple(
         replace(one, why=_joined(one.why, alignment.said(group, one.kept)))
         for one, group in zip(found, graph.groups, strict=True)

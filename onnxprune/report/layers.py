@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.alignment import Alignment
+from onnxprune.alignment import Alignment, Coming
 from onnxprune.density import Change, changes, is_thin
 from onnxprune.groups import DependencyGraph
 from onnxprune.types import LayerReport, LayerStats, ModelStats
@@ -12,8 +12,7 @@ def layer_reports(
     graph: DependencyGraph,
     before: ModelStats,
     after: ModelStats | None = None,
-    *,
-    sparse: bool = False,
+    coming: Coming | None = None,
 ) -> tuple[LayerReport, ...]:
     """The layers of a model, or those that two models share by name.
 
@@ -22,9 +21,9 @@ def layer_reports(
             the original for a cut, of the second model where two are compared.
         before: Cost of the original.
         after: Cost of what became of it; None where nothing was cut.
-        sparse: Weights are to hold a 2:4 pattern.
+        coming: What its weights are to become.
     """
-    alignment = Alignment(graph, sparse=sparse)
+    alignment = Alignment(graph, coming)
     if after is None:
         return tuple(_layer(alignment, one, None) for one in before.layers if one.macs)
     return tuple(_layer(alignment, one.before, one.after) for one in changes(before, after))

@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune.alignment import Alignment, holds_pattern, steps
+from onnxprune.alignment import Alignment, Coming, holds_pattern, steps
 from onnxprune.analyse import DependencyGraph, analyse
 from onnxprune.cost import stats, stats_after
 from onnxprune.io import Model, load
+from onnxprune.pipeline import shrink
 from onnxprune.planning import Planner, Wish
 from onnxprune.report.layers import layer_reports
 from onnxprune.rewrite import operate
@@ -114,6 +115,19 @@ def test_int8_weights_go_by_thirty_twos_and_so_does_what_feeds_them() -> None:
     assert last is not None
     assert (last.before, last.after, last.wants, last.aligned) == (8, 8, 32, False)
     assert last.why.startswith("frozen at 8: reaches output 'y'")
+
+
+def test_floats_that_are_to_become_int8_go_by_thirty_twos() -> None:
+    model = two_convs(real(96, 8, 1, 1), real(8, 96, 1, 1))
+    graph = analyse(model)
+    assert list(steps(graph).values()) == [8]
+    assert list(steps(graph, Coming.pattern).values()) == [16]
+    assert list(steps(graph, Coming.int8).values()) == [32]
+    data = {"x": RNG.standard_normal((8, 8, 4, 4)).astype(np.float32)}
+    _, report = shrink(model, ratio=0.5, round_to="auto", quantize="int8", data=data)
+    (group,) = (one for one in report.groups if one.frozen is None)
+    assert group.kept == 64
+    assert "aligned to 64" in group.why
 
 
 def test_weights_that_hold_two_of_four_go_by_sixteens() -> None:
