@@ -325,25 +325,29 @@ def test_damaged_model_is_named_wherever_it_is_given(damage: bytes | str, call: 
 def test_compare_prints_times_their_ratio_and_its_interval(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxprune import pipeline
+    from onnxprune import timed
     from onnxprune.timing import Timing, timing
 
     asked: list[object] = []
 
-    def measured(models: list[object], feeds: object, *, threads: int | None) -> list[Timing]:
+    def measured(
+        models: list[object], feeds: object, *, threads: int | None, seconds: float
+    ) -> list[Timing]:
         asked.append((len(models), threads))
         return [timing([0.004] * 20), timing([0.001] * 20)]
 
-    monkeypatch.setattr(pipeline, "measure", measured)
+    monkeypatch.setattr(timed, "measure", measured)
     ran = call("compare", RESNET, RESNET, "--latency", "--json").json()
     assert ran["latency"] == {
         "before_ms": 4.0, "after_ms": 1.0, "ratio": 0.25, "low": 0.25, "high": 0.25, "runs": 20,
-        "predicted_ms": None,
+        "predicted_ms": None, "before_p90_ms": 4.0, "after_p90_ms": 1.0, "threads": 1, "batch": 1,
     }  # fmt: skip
     shown = call("compare", RESNET, RESNET, "--latency", "--threads", 0).out
-    assert "latency on all cores: 4 ms → 1 ms, ratio 0.250 (0.250 to 0.250 at 95 %, 20 runs)" in (
-        " ".join(shown.split())
+    said = (
+        "latency in ONNX Runtime, all cores, batch 1: 4 ms → 1 ms, p90 4 → 1 ms, "
+        "ratio 0.250 (0.250 to 0.250 at 95 %, 20 runs in turn)"
     )
+    assert said in " ".join(shown.split())
     assert asked == [(2, 1), (2, None)]
     assert call("compare", RESNET, RESNET, "--json").json()["latency"] is None
 
@@ -354,7 +358,7 @@ def test_shrink_to_a_latency_reports_what_was_predicted_and_measured(call: Call)
     assert min(found[key] for key in ("before_ms", "after_ms", "predicted_ms")) > 0
     assert found["low"] <= found["ratio"] <= found["high"]
     shown = " ".join(call("shrink", *arguments).out.split())
-    assert re.search(r"latency on 1 thread: \S+ ms → \S+ ms \(predicted \S+ ms\), ratio", shown)
+    assert re.search(r"1 thread, batch 1: \S+ ms → \S+ ms \(predicted \S+ ms\), p90", shown)
 
 
 def test_shrink_warns_of_a_depthwise_layer_off_the_alignment(call: Call) -> None:

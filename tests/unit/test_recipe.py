@@ -259,4 +259,5 @@ def test_options_have_the_defaults_of_the_command_line() -> None:
         "ignore": (), "only": (), "ratio_for": {}, "attention": "heads", "allow_norm": False,
         "input_shape": {},
         "restore": "none", "steps": 1, "schedule": "polynomial", "seed": 0,
+        "fold_bn": False, "simplify": False,
     }  # fmt: skip

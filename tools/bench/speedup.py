@@ -39,6 +39,8 @@ class Gain:
     """One network at one rounding.
 
     Attributes:
+        asked: The rounding asked for, or default.
+        round_to: What was taken.
         before: Milliseconds of the original.
         macs: Share of its multiply-accumulates that is left.
         speedup: Its time by that of the result, processor time; with the interval at 95 %.
@@ -46,6 +48,7 @@ class Gain:
     """
 
     name: str
+    asked: str
     round_to: str
     before: float
     macs: float
@@ -87,7 +90,7 @@ def gain(
     value, low, high = compare_timings(timing(old), timing(new))
     wall, _, _ = compare_timings(timing(old_wall), timing(new_wall))
     row = Gain(
-        path.stem, str(report.round_to), 1e3 * statistics.median(old),
+        path.stem, str(round_to or "default"), str(report.round_to), 1e3 * statistics.median(old),
         report.after.macs / report.before.macs, 1 / value, (1 / high, 1 / low), 1 / wall, len(old),
     )  # fmt: skip
     return row, made
@@ -119,13 +122,13 @@ def report(rows: Sequence[Gain], target: float) -> Iterable[str]:
         "the thread's own processor time (wall time beside it). *Share of ideal*: the speed-up "
         "times the share of multiply-accumulates left, 1 where time falls as they do.\n"
     )
-    for rounding in dict.fromkeys(row.round_to for row in rows):
-        of_one = [row.speedup for row in rows if row.round_to == rounding]
+    for asked in dict.fromkeys(row.asked for row in rows):
+        of_one = [row.speedup for row in rows if row.asked == asked]
         yield (
-            f"--round-to {rounding}: median {statistics.median(of_one):.2f} × of {len(of_one)} "
+            f"Rounding {asked}: median {statistics.median(of_one):.2f} × of {len(of_one)} "
             f"networks, wanted {WANTED} ×; least {min(of_one):.2f} ×.\n"
         )
-    yield ("| network | round-to | ms | MACs left | faster (95 %) | wall | share of ideal | runs |")
+    yield "| network | round-to | ms | MACs left | faster (95 %) | wall | share of ideal | runs |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         yield (
