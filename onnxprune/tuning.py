@@ -148,6 +148,8 @@ def finetune(
             chosen = trainer_of(trainer, train_python)
         with clock.stage("train"):
             loop, checked = training.run(chosen, checkpoint, key, before)
+        if loop.best is None and epochs:
+            _log.warning("no epoch was better than the weights that came in, which are kept")
         with clock.stage("verify"):
             best = loop.best or {}
             made = training.copy.written(best) if best else original
@@ -168,8 +170,6 @@ def finetune(
                 )  # fmt: skip
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
-    if loop.best is None and epochs:
-        _log.warning("no epoch was better than the weights that came in, which are kept")
     after = costs if output is None else replace(costs, bytes=sum(files.values()))
     tuned = _tuned(training, chosen, loop.history, loop.best_epoch, checked)
     if given.teacher is not None and verify == "full":

@@ -199,6 +199,27 @@ class Epoch:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of cutting and training.
+
+    Attributes:
+        number: From 1.
+        params: Left after it.
+        macs: Left after it.
+        before: Share of right classes, or of agreement, on the samples held out, before training.
+        after: The same after training.
+        path: File of its model.
+    """
+
+    number: int
+    params: int
+    macs: int
+    before: float
+    after: float
+    path: str
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What fine-tuning did.
@@ -588,6 +609,7 @@ class Report:
         sparsified: What a sparsity pattern did, None where there was none.
         held: What sparsity every weight has, None where nobody looked.
         tuned: What fine-tuning did, None where there was none.
+        rounds: Rounds of cutting and training, where there were any.
     """
 
     verb: str
@@ -614,3 +636,4 @@ class Report:
     sparsified: Sparsified | None = None
     held: tuple[HeldWeight, ...] | None = None
     tuned: Tuned | None = None
+    rounds: tuple[Round, ...] = ()

@@ -40,8 +40,8 @@ ORDER = tuple(
     report report.clock report.model report.ops report.layers report.build report.schemas
     report.tables report.tuned report.plots report.studies
     checks restoring request pipeline sparsifying studies
-    train train.protocol train.wire train.updates train.own train.worker train.copying train.rewrites
-    train.losses train.spatial train.place train.ort
+    train train.protocol train.wire train.updates train.own train.worker train.copying
+    train.rewrites train.losses train.spatial train.place train.ort
     train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
     train.torch_ops.elementwise train.torch_ops.activation train.torch_ops.conv
     train.torch_ops.pool train.torch_ops.norm train.torch_ops.movement train.torch_ops.index
@@ -50,10 +50,11 @@ ORDER = tuple(
     train.torch_graph train.torch_trainer
     train.backends train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
-    train.judge train.loop train.session tuning
+    train.judge train.loop train.session tuning rounds
     terminal
-    commands commands.options commands.inspect commands.shrink commands.sparsify
-    commands.sensitivity commands.sweep commands.compare commands.finetune commands.schema
+    commands commands.options commands.finetune commands.training
+    commands.inspect commands.shrink commands.sparsify
+    commands.sensitivity commands.sweep commands.compare commands.schema
     cli __main__
     """.split()  # noqa: SIM905  (read as lines)
 )

@@ -79,7 +79,8 @@ def test_commands_print_what_the_readme_shows(block: str, folder: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_snippets_run(block: str, folder: Path) -> None:
     for _ in range(2):
-        assert "block1.first.conv.weight" in run(["-c", block], folder)
+        said = run(["-c", block], folder)
+        assert "block1.first.conv.weight" in said or "print(graph)" not in block
 
 
 def test_operator_table_is_up_to_date() -> None:

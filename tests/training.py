@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from onnxprune.errors import MissingExtraError
 from onnxprune.io import Model
 from onnxprune.train.own import FromGradients
+from onnxprune.train.place import Place, place, set_up
 from tests.small import parsed
 
 FEATURES, CLASSES, COUNT = 6, 3, 240
@@ -60,3 +64,15 @@ def softmax(
 def trainer() -> FromGradients:
     """Trains ``linear`` with cross entropy."""
     return FromGradients(softmax, "numpy")
+
+
+@cache
+def installed() -> Place:
+    """Where onnxruntime-training is, after installing it; skips the test where it cannot be had."""
+    try:
+        where = place()
+        if not where.ready:
+            set_up(where, lambda _: None)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    return where

@@ -102,7 +102,7 @@ def finetune(
             parser=number,
             metavar="X",
             help="Largest learning rate, after a warm-up and before a cosine to zero; default "
-            "0.003 for adamw, 0.02 for sgd.",
+            "0.001 for adamw, 0.02 for sgd.",
         ),
     ] = None,
     batch_size: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.commands.finetune import TrainerName
 from onnxprune.commands.options import (
     Aggregate,
     AllowNorm,
@@ -38,6 +39,21 @@ from onnxprune.commands.options import (
     shapes,
     shares,
     whole,
+)
+from onnxprune.commands.training import (
+    L1,
+    Backend,
+    BatchSize,
+    Epochs,
+    FineTune,
+    Rate,
+    Resume,
+    TrainData,
+    TrainLabels,
+    TrainPython,
+    Validation,
+    check_round_options,
+    run_rounds,
 )
 from onnxprune.errors import UsageError
 from onnxprune.terminal import print_json, printing, session, show
@@ -173,6 +189,17 @@ def shrink(
             "it.",
         ),
     ] = None,
+    finetune: FineTune = False,
+    train_data: TrainData = None,
+    labels: TrainLabels = None,
+    epochs: Epochs = 3,
+    lr: Rate = None,
+    batch_size: BatchSize = 64,
+    l1_bn: L1 = 0.0,
+    val: Validation = "0.1",
+    trainer: Backend = TrainerName.ort,
+    train_python: TrainPython = None,
+    resume: Resume = False,
     verify: Verify = Level.full,
     max_drift: MaxDrift = None,
     min_cosine: MinCosine = None,
@@ -231,50 +258,73 @@ def shrink(
             allow_norm=allow_norm,
             input_shape=input_shape,
         )
+    check_round_options(
+        finetune=finetune, train_data=train_data, dry_run=dry_run, labels=labels, lr=lr,
+        l1_bn=l1_bn, train_python=train_python, resume=resume, lossless=lossless, recipe=recipe,
+        then=then, recipe_out=recipe_out, sensitivity=sensitivity,
+        limits=max_drift is not None or min_cosine is not None or min_top1 is not None,
+    )  # fmt: skip
+    written = output or model.parent / f"{model.stem}.pruned.onnx"
+    cut: dict[str, Any] = {
+        "scope": None if scope is None else scope.value,
+        "importance": importance,
+        "aggregate": None if aggregate is None else aggregate.value,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "ignore": ignore or (),
+        "only": only or (),
+        "ratio_for": ratios(ratio_for),
+        "attention": attention.value,
+        "allow_norm": allow_norm,
+        "restore": restore.value,
+        "input_shapes": shapes(input_shape),
+        "data": data,
+        "seed": seed,
+        "verify": verify.value,
+    }
+    goal: dict[str, Any] = {
+        "ratio": ratio,
+        "targets": shares(target),
+        "steps": steps,
+        "schedule": schedule.value,
+        "max_loss": max_loss,
+        "force": force,
+    }
     with session(quiet=quiet, verbose=verbose, debug=debug) as progress:
-        from onnxprune import pipeline
+        if finetune:
+            report = run_rounds(
+                model, written, train_data=train_data, labels=labels, epochs=epochs, lr=lr,
+                batch_size=batch_size, val=val, trainer=trainer, train_python=train_python,
+                cut=cut, progress=progress, l1_bn=l1_bn, resume=resume, **goal,
+            )  # fmt: skip
+        else:
+            from onnxprune import pipeline
 
-        written = output or model.parent / f"{model.stem}.pruned.onnx"
-        _, report = pipeline.shrink(
-            model,
-            ratio=ratio,
-            targets=shares(target),
-            lossless=lossless,
-            recipe=recipe,
-            scope=None if scope is None else scope.value,
-            importance=importance,
-            aggregate=None if aggregate is None else aggregate.value,
-            round_to=round_to,
-            min_channels=min_channels,
-            max_ratio=max_ratio,
-            ignore=ignore or (),
-            only=only or (),
-            ratio_for=ratios(ratio_for),
-            sensitivity=sensitivity,
-            max_loss=max_loss,
-            attention=attention.value,
-            allow_norm=allow_norm,
-            restore=restore.value,
-            steps=steps,
-            schedule=schedule.value,
-            then=then,
-            input_shapes=shapes(input_shape),
-            data=data,
-            seed=seed,
-            verify=verify.value,
-            max_drift=max_drift,
-            min_cosine=min_cosine,
-            min_top1=min_top1,
-            output=None if dry_run else written,
-            recipe_out=None if dry_run else recipe_out,
-            force=force,
-            progress=progress,
-        )
+            _, report = pipeline.shrink(
+                model,
+                **cut,
+                **goal,
+                lossless=lossless,
+                recipe=recipe,
+                sensitivity=sensitivity,
+                then=then,
+                max_drift=max_drift,
+                min_cosine=min_cosine,
+                min_top1=min_top1,
+                output=None if dry_run else written,
+                recipe_out=None if dry_run else recipe_out,
+                progress=progress,
+            )
     with printing(*report.written):
         if json:
             from onnxprune.report.build import as_json
 
             print_json(as_json(report))
+        elif finetune and not quiet:
+            from onnxprune.report.tuned import rounds_report
+
+            show(rounds_report(report))
         elif not quiet:
             from onnxprune.report.tables import shrink_report
 

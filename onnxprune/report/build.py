@@ -26,6 +26,7 @@ from onnxprune.report.model import (
     OperatorJson,
     RefittedJson,
     ReportJson,
+    RoundJson,
     SparsityJson,
     StatsJson,
     ThinLayerJson,
@@ -194,6 +195,17 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
         sparsity=None if report.sparsified is None else _sparsity(report.sparsified),
         held=None if report.held is None else [_held(one) for one in report.held],
         tuned=None if report.tuned is None else _tuned(report.tuned),
+        rounds=[
+            RoundJson(
+                number=one.number,
+                params=one.params,
+                macs=one.macs,
+                before=_finite(one.before),
+                after=_finite(one.after),
+                path=one.path,
+            )
+            for one in report.rounds
+        ],
     )
     return found.model_dump(mode="json", by_alias=True)
 

@@ -259,6 +259,17 @@ class TunedJson(_Part):
     drift_after: dict[str, DriftJson]
 
 
+class RoundJson(_Part):
+    """One round of cutting and training: what is left, the share right before and after it."""
+
+    number: int
+    params: int
+    macs: int
+    before: float | None
+    after: float | None
+    path: str
+
+
 class ReportJson(_Part):
     """What a verb has to say."""
 
@@ -283,3 +294,4 @@ class ReportJson(_Part):
     sparsity: SparsityJson | None = None
     held: list[HeldJson] | None = None
     tuned: TunedJson | None = None
+    rounds: list[RoundJson] = []

@@ -35,6 +35,26 @@ def finetune_report(report: Report) -> Iterable[RenderableType]:
     yield _line(_closing(report, found))
 
 
+def rounds_report(report: Report) -> Iterable[RenderableType]:
+    """The rounds, and the closing line."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for head in ("round", "params", "MACs", "right after the cut", "after training"):
+        table.add_column(head, justify="right")
+    for one in report.rounds:
+        table.add_row(
+            str(one.number), number(one.params), number(one.macs),
+            f"{100 * one.before:.2f} %", f"{100 * one.after:.2f} %",
+        )  # fmt: skip
+    yield table
+    before, after = report.before, report.after
+    assert after is not None
+    yield _line(
+        f"saved {report.output_path} · {number(before.params)} → {number(after.params)} params · "
+        f"{number(before.macs)} → {number(after.macs)} MACs · every cut proved; its model in "
+        f"{report.output_path}.rounds"
+    )
+
+
 def _epochs(found: Tuned) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     heads = ["epoch", "loss", "held out"] + ([_HEADS[found.measure]] if found.measure else [])

@@ -44,6 +44,7 @@ _WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "Add": (0, 1),
     "Mul": (0, 1),
 }
+_SHOW = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _ADDED_OR_MULTIPLIED = ("Add", "Mul")
 
 
@@ -77,7 +78,7 @@ class TrainingCopy:
         """Every weight that can be trained, with the node that reads it and the input it is."""
         found = {}
         for name, constant in self.graph.constants.items():
-            weight, use = constant.weight, self.graph.uses.get(name)
+            weight, use = constant.weight, self._use(name)
             if constant.pinned or weight.data_type not in _FLOATS or use is None:
                 continue
             node, position = use
@@ -85,6 +86,20 @@ class TrainingCopy:
             if known and position in _WEIGHTS.get(node.op_type, ()) and _learned(weight, node):
                 found[name] = use
         return found
+
+    def _use(self, name: str) -> tuple[Node, int] | None:
+        """The node that reads a constant, past those that only show it in another form.
+
+        None where it is no more than a part of what is read, such as the scale of quantized values.
+        """
+        while (reader := next(iter(self.graph.consumers.get(name, ())), None)) is not None:
+            node, position = reader
+            if not node.outputs or node.outputs[0] not in self.graph.derived:
+                return reader
+            if node.op_type not in _SHOW or position != 0:
+                return None
+            name = node.outputs[0]
+        return None
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:

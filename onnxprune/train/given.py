@@ -13,8 +13,9 @@ import numpy as np
 
 from onnxprune.checks import AnyModel
 from onnxprune.data import Data, load_data
+from onnxprune.dims import size_of
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.feeds import inputs_of
+from onnxprune.feeds import inputs_of, spell
 from onnxprune.gauges import read_labels
 from onnxprune.io import Model, as_model, load
 from onnxprune.recipe import Recipe, digest
@@ -151,6 +152,7 @@ def _teacher(
                     f"the teacher has other {kind}s: {theirs} instead of {ours}",
                     hint="give the model it was pruned from",
                 )
+            _check_shapes(model, found, kind)
         return found
     if not needed:
         return None
@@ -163,6 +165,23 @@ def _teacher(
             hint="--teacher ORIGINAL.onnx, or --labels Y.npy",
         )
     return beside
+
+
+def _check_shapes(model: Model, teacher: Model, kind: str) -> None:
+    """Refuse a teacher whose inputs or outputs are of another rank, or another fixed size."""
+    for ours, theirs in zip(
+        *(getattr(one.proto.graph, kind) for one in (model, teacher)), strict=True
+    ):
+        sizes = [[size_of(dim) for dim in v.type.tensor_type.shape.dim] for v in (ours, theirs)]
+        apart = len(sizes[0]) != len(sizes[1]) or any(
+            one is not None and two is not None and one != two
+            for one, two in zip(*sizes, strict=True)
+        )
+        if apart:
+            raise UsageError(
+                f"{kind} '{ours.name}' of the teacher is {spell(sizes[1])}, not {spell(sizes[0])}",
+                hint="give the model it was pruned from",
+            )
 
 
 def _original(model: Model, recipe: Recipe | None) -> Model | None:

@@ -45,7 +45,7 @@ def check_gradients(trainer: Trainer, job: Job, inputs: Arrays, targets: Arrays)
     if not np.isfinite(loss) or abs(again - loss) > _NOISE * max(1.0, abs(loss)):
         return 0
     compared = 0
-    for name in _spread(job.weights, _TENSORS):
+    for name in _spread([name for name in job.weights if name in found], _TENSORS):
         slope, ratio = _compare(trainer, job, start, (inputs, targets), name, loss, found[name])
         if ratio is None:
             continue

@@ -56,6 +56,8 @@ def aims(model: onnx.ModelProto) -> tuple[Aim, ...]:
             continue
         sizes = [size_of(dim) for dim in tensor.shape.dim]
         node = made.get(value.name)
+        while node is not None and node.op_type == "Identity" and node.input[0] in made:
+            node = made[node.input[0]]
         ending = node.op_type if node is not None else ""
         if node is not None and ending in ("Softmax", "LogSoftmax") and len(sizes) > 1:
             axis = next((a.i for a in node.attribute if a.name == "axis"), None)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.dims import size_of
 from onnxprune.errors import TrainingError, UnsupportedModelError
 from onnxprune.train import spatial, wire
 from onnxprune.train.losses import add_loss
@@ -81,12 +82,9 @@ class OrtTrainer:
             if node.op_type == "BatchNormalization" and not listed & set(node.input[3:5])
         )
         rewritten(made, frozen)
-        inferred = onnx.shape_inference.infer_shapes(made)
+        inferred = onnx.shape_inference.infer_shapes(made, data_prop=True)
         shapes = {
-            value.name: tuple(
-                dim.dim_value if dim.HasField("dim_value") else None
-                for dim in value.type.tensor_type.shape.dim
-            )
+            value.name: tuple(size_of(dim) for dim in value.type.tensor_type.shape.dim)
             for value in (*inferred.graph.value_info, *inferred.graph.output)
         }
         loss = add_loss(made, job.terms, Writer(made, shapes))

@@ -61,7 +61,8 @@ class FromGradients:
         """One update."""
         loss, gradients = self.gradients(inputs, targets)
         if np.isfinite(loss):
-            self._updates.apply(gradients, rate, l1)
+            held = {name: np.asarray(one, np.float32) for name, one in gradients.items()}
+            self._updates.apply(held, rate, l1)
         return float(loss)
 
     def weights(self) -> Arrays:

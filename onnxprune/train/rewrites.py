@@ -138,14 +138,21 @@ def rewritten(model: onnx.ModelProto, frozen: frozenset[str]) -> dict[str, str]:
         model: Opset 12 to 21, no functions.
         frozen: First outputs of the BatchNormalization nodes that keep their statistics.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
+    failed = _pass(model, frozen)
+    # Shapes behind an operator that inference does not know may be known now.
+    return _pass(model, frozen) if failed else failed
+
+
+def _pass(model: onnx.ModelProto, frozen: frozenset[str]) -> dict[str, str]:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     shapes = {
         value.name: tuple(size_of(dim) for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
         if value.type.tensor_type.HasField("shape")
     }
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    writer, failed = Writer(model, shapes), {}
+    writer = Writer(model, shapes)
+    failed: dict[str, str] = {}
     for node in model.graph.node:
         rewrite = REWRITES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if node.op_type == "BatchNormalization" and node.output[0] not in frozen:

@@ -63,10 +63,15 @@ class Updates:
             np.multiply(weight, mask, out=weight)
 
     def apply(self, gradients: Mapping[str, Any], rate: float, l1: float = 0.0) -> None:
-        """Make one update; masked weights are exactly zero after it."""
+        """Make one update; masked weights are exactly zero after it.
+
+        A weight without a gradient stays as it is.
+        """
         self._steps += 1
         scale = self._scale(gradients)
         for name, weight in self.weights.items():
+            if name not in gradients:
+                continue
             gradient = gradients[name] * np.float32(scale)  # a copy, whatever the scale
             if l1 and name in self._l1:
                 gradient += np.float32(l1 * self._l1[name]) * np.sign(weight)

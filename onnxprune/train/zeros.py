@@ -46,7 +46,8 @@ def masks(copy: TrainingCopy, recipe: Recipe | None, keep: str) -> dict[str, Boo
         constant = copy.graph.constants[name]
         filled = np.asarray(constant.weight.read() != 0)
         zeros = 1 - float(filled.mean()) if filled.size else 0.0
-        wanted = keep == "all" or name in listed or constant.origin in listed or zeros >= _MANY
+        wanted = keep == "all" or name in listed or constant.origin in listed
+        wanted = wanted or _MANY <= zeros < 1
         if zeros and wanted:
             found[name] = filled
     return found

@@ -3,14 +3,15 @@
     python tools/bench/finetune.py --markdown tools/bench/results/finetune.md
     python tools/bench/finetune.py --only resnet --trainer torch
 
-The networks of `models/` lose half of all channels (and 70 %), are refitted to the 256 images of
-`fashion_calib.npz`, and then trained for three epochs on 10,000 training images: without labels, by
-imitating the uncut network, and with them. PaddleOCR's orientation classifier, whose weights are in
-Constant nodes, does the same on rendered lines of text. Accuracy is that on test images that neither
-saw: the 10,000 of Fashion-MNIST, or 1,000 lines. Then 1,000 steps under 2:4: zeros must be exact, and
-masks must cost no more than 2 % of a step. Needs the Debian package dataset-fashion-mnist; the
-classifier also Pillow and TrueType fonts. Each table is printed as soon as a row is done, so that an
-interruption loses one row.
+The networks of `models/` lose half of all channels (and 70 %), wherever they matter least or by
+`--scope local` half of each layer, are refitted to the 256 images of
+`fashion_calib.npz`, and then trained for three epochs on 10,000 training images: without labels,
+by imitating the uncut network, and with them. PaddleOCR's orientation classifier, whose weights are
+in Constant nodes, does the same on rendered lines of text. Accuracy is that on test images that
+neither saw: the 10,000 of Fashion-MNIST, or 1,000 lines. Then 1,000 steps under 2:4: zeros must be
+exact, and masks must cost no more than 2 % of a step. Needs the Debian package
+dataset-fashion-mnist; the classifier also Pillow and TrueType fonts. A row is printed as soon as it
+is done, so that an interruption loses one row.
 """
 
 from __future__ import annotations
@@ -107,7 +108,12 @@ def rows(case: Case, args: argparse.Namespace) -> Iterator[list[str]]:
     for ratio in args.cuts:
         begun = time.monotonic()
         small, cut = shrink(
-            case.model, ratio=ratio, data=case.calibration, verify="none", input_shapes=shape
+            case.model,
+            ratio=ratio,
+            scope=args.scope,
+            data=case.calibration,
+            verify="none",
+            input_shapes=shape,
         )
         refit = time.monotonic() - begun
         fitted = case.accuracy(small)
@@ -189,6 +195,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[*NETWORKS, "paddleocr_cls"])
     parser.add_argument("--cuts", type=float, nargs="*", default=[0.5, 0.7])
     parser.add_argument("--losses", nargs="*", default=list(AIMS))
+    parser.add_argument("--scope", default="global", choices=["local", "global"])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--lines", type=int, default=6_000)
     parser.add_argument("--epochs", type=int, default=3)

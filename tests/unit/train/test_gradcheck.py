@@ -25,7 +25,9 @@ def checked(function: Callable, job: Job = JOB) -> tuple[int, FromGradients]:
 def test_right_gradients_pass_and_weights_are_as_before() -> None:
     count, trainer = checked(softmax)
     assert count == 2
-    np.testing.assert_array_equal(trainer.weights()["w"], TrainingCopy.of(linear()).values(("w",))["w"])
+    np.testing.assert_array_equal(
+        trainer.weights()["w"], TrainingCopy.of(linear()).values(("w",))["w"]
+    )
 
 
 @pytest.mark.parametrize("factor", [0.5, -1.0, 1.5])
