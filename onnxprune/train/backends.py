@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib import import_module
 
 import onnx
 
-from onnxprune.errors import MissingExtraError, UnsupportedModelError, UsageError
+from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.train.ort import OrtTrainer
 from onnxprune.train.place import place, set_up
 from onnxprune.train.protocol import Blocking, Trainer
+from onnxprune.train.torch_trainer import TorchTrainer
 
 NAMES = ("ort", "torch")
 _MOST = 3  # nodes that a message names
@@ -22,7 +22,8 @@ def trainer_of(given: str | Trainer, python: str | None = None) -> Trainer:
     """The trainer of a name, ready to use, or the one that was given.
 
     Args:
-        given: ``ort``, ``torch``, or an object with the protocol.
+        given: ``ort``, ``torch`` (``torch:cpu``, ``torch:cuda:1`` say where), or an object with
+            the protocol.
         python: Interpreter for ``ort``; None takes our own.
 
     Raises:
@@ -40,16 +41,10 @@ def trainer_of(given: str | Trainer, python: str | None = None) -> Trainer:
         return OrtTrainer(where)
     if python is not None:
         raise UsageError("--train-python goes with --trainer ort")
-    if given != "torch":
+    name, _, device = given.partition(":")
+    if name != "torch":
         raise UsageError(f"trainer is '{given}'", hint=f"give {' or '.join(NAMES)}")
-    try:
-        found = import_module("onnxprune.train.torch_trainer")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "trainer 'torch' needs PyTorch", hint="pip install onnxprune[torch]"
-        ) from error
-    made: Trainer = found.TorchTrainer()
-    return made
+    return TorchTrainer(device or "auto")
 
 
 def check_supported(trainer: Trainer, model: onnx.ModelProto) -> None:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch", reason="the trainer 'torch' needs PyTorch")
 
 from onnxprune.errors import InvariantError, MissingExtraError, TrainingError, UsageError  # noqa: E402
+from onnxprune.train.backends import trainer_of  # noqa: E402
 from onnxprune.train.gradcheck import check_gradients  # noqa: E402
 from onnxprune.train.protocol import Arrays, Job, Term, Trainer  # noqa: E402
 from onnxprune.train.torch_trainer import TorchTrainer  # noqa: E402
@@ -370,3 +371,11 @@ def test_a_network_learns_to_read_digits(optimizer: str, rate: float) -> None:
             some = order[first : first + 64]
             trainer.step({"x": x[some]}, {"labels": y[some]}, rate=rate)
     assert accuracy() > 0.9
+
+
+def test_a_name_says_where_to_compute() -> None:
+    assert isinstance(trainer_of("torch"), TorchTrainer)
+    with pytest.raises(UsageError, match="device 'cuda:63'"):
+        trainer_of("torch:cuda:63").prepare(chain(), job_of(chain()))
+    with pytest.raises(UsageError, match="trainer is 'jax'"):
+        trainer_of("jax")
