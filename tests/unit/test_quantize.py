@@ -33,7 +33,7 @@ def normal(*shape: int, seed: int = 1) -> np.ndarray:
 
 
 def given(*batches: np.ndarray) -> Data:
-    return Data(tuple({"x": one} for one in batches), sum(map(len, batches)), False, "the data")
+    return Data(tuple({"x": one} for one in batches), "the data", False, sum(map(len, batches)))
 
 
 def made(model: Model, to: str, data: Data | None = None, **options: object) -> Converted:
@@ -113,7 +113,7 @@ def test_what_stands_for_minus_infinity_becomes_the_largest_number_and_no_row_is
         "g (float[1,4] x, bool[1,4] m) => (float[1,4] y) {a = Where(m, x, c) y = Softmax(a)}",
         c=np.full(1, np.finfo(np.float32).min),
     )
-    masked = Data(({"x": normal(1, 4), "m": np.zeros((1, 4), np.bool_)},), 1, False, "")
+    masked = Data(({"x": normal(1, 4), "m": np.zeros((1, 4), np.bool_)},), "", False, 1)
     result = made(model, "fp16", masked)
     assert array(result.model, "c") == np.float16(-65504)
     assert result.runs_as is not None
@@ -157,7 +157,7 @@ def test_tensor_that_a_body_reads_comes_to_it_in_float32() -> None:
         }""",
         w=normal(1, 4),
     )
-    result = made(model, "fp16", Data(({"x": normal(1, 4), "c": np.array(False)},), 1, False, ""))
+    result = made(model, "fp16", Data(({"x": normal(1, 4), "c": np.array(False)},), "", False, 1))
     assert kept(result) == {"If": "it has a body"}
     assert array(result.model, "w").dtype == np.float32
     for flag in (True, False):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def trial(trt: Any, path: Path) -> str:
     return "not built" if built is None else "builds"
 
 
-def rows(folder: Path) -> Iterator[str]:
+def rows(folder: Path, networks: Sequence[str]) -> Iterator[str]:
     """One line for each network and form."""
     try:
         trt = import_module("tensorrt_rtx")
@@ -80,7 +80,7 @@ def rows(folder: Path) -> Iterator[str]:
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)
     beyond: list[str] = []
-    for name in NETWORKS:
+    for name in networks:
         source = load(MODELS / f"fashion_{name}.onnx")
         data = load_data(CALIBRATION, source)
         for form, options in FORMS.items():
@@ -114,10 +114,11 @@ def main() -> None:
     """Parse the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", type=Path, help="file to write")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = []
-        for line in rows(Path(folder)):
+        for line in rows(Path(folder), options.only):
             print(line, flush=True)
             lines.append(line)
     if options.markdown is not None:
