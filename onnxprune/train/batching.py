@@ -23,6 +23,33 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
     return None
 
 
+def with_sizes(model: onnx.ModelProto, batch: Arrays) -> onnx.ModelProto:
+    """A copy whose inputs have the sizes of the data, but for the number of samples.
+
+    What the file leaves open (height, width, length) is one size in a set of samples. Trainers
+    rely on it: with open sizes onnxruntime-training 1.19.2 gets broadcasts wrong, or crashes.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for value in made.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        array = batch.get(value.name)
+        if array is None or len(dims) != array.ndim:
+            continue
+        for axis, dim in enumerate(dims):
+            if size_of(dim) is None:
+                dim.Clear()
+                if axis:
+                    dim.dim_value = array.shape[axis]
+                else:
+                    dim.dim_param = "batch"
+    for value in made.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if size_of(dim) is None:
+                dim.Clear()
+    return made
+
+
 def with_open_batch(model: onnx.ModelProto, batch: Arrays) -> onnx.ModelProto | None:
     """A copy that takes any number of samples, None where that would be another function.
 

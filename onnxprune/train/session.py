@@ -15,7 +15,7 @@ from onnxprune.errors import UsageError
 from onnxprune.recipe import Recipe
 from onnxprune.runtime import session, usable_cores
 from onnxprune.train.backends import check_supported
-from onnxprune.train.batching import with_open_batch
+from onnxprune.train.batching import with_open_batch, with_sizes
 from onnxprune.train.checkpoint import Checkpoint
 from onnxprune.train.copying import TrainingCopy
 from onnxprune.train.given import Given
@@ -180,14 +180,15 @@ class Training:
 def _batched(copy: TrainingCopy, given: Given, asked: int) -> tuple[onnx.ModelProto, int]:
     """What the trainer gets, and samples of a step."""
     size = min(asked, len(given.train))
+    first = {name: single(array[: given.fixed or 1]) for name, array in given.train.inputs.items()}
+    proto = with_sizes(copy.proto, first)
     if given.fixed is None or given.fixed == size:
-        return copy.proto, size
-    first = {name: single(array[: given.fixed]) for name, array in given.train.inputs.items()}
-    wide = with_open_batch(copy.proto, first)
+        return proto, size
+    wide = with_open_batch(proto, first)
     if wide is not None:
         return wide, size
     _log.warning("the model takes %d samples at a time, and so does training", given.fixed)
-    return copy.proto, given.fixed
+    return proto, given.fixed
 
 
 def _teachers(

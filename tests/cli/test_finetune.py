@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -17,6 +18,7 @@ from onnxprune.pipeline import shrink
 from onnxprune.report.schemas import stored
 from onnxprune.sparsifying import sparsify
 from onnxprune.train import place
+from onnxprune.train.ort import OrtTrainer
 from tests.small import conv_chain, reloaded
 from tests.training import installed, linear, written
 
@@ -240,3 +242,32 @@ def test_another_process_gives_the_same_bytes() -> None:
             check=True,
         )  # fmt: skip
     assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+@pytest.mark.training
+def test_a_worker_killed_amid_an_epoch_loses_nothing(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed()
+    options = ("chain.onnx", "--data", "images.npz", "--labels", "kinds.npy", "--epochs", "3",
+               "--batch-size", "16", "--threads", "1", "-q")  # fmt: skip
+    assert call(*options, "-o", "whole.onnx")[0] == 0
+    done, step = [0], OrtTrainer.step
+
+    def killed(self: OrtTrainer, *given: Any, **named: Any) -> float:
+        done[0] += 1
+        if done[0] == 8:  # amid the second epoch
+            assert self._process is not None
+            self._process.kill()
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(OrtTrainer, "step", killed)
+    code, out, err = call(*options, "-o", "out.onnx")
+    assert (code, out) == (4, "")
+    assert "the training process was killed by signal 9" in err
+    assert "--resume goes on from 'out.onnx.checkpoint.npz'" in err
+    assert "out.onnx" not in left()
+    monkeypatch.setattr(OrtTrainer, "step", step)
+    assert call(*options, "-o", "out.onnx", "--resume")[0] == 0
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+    assert "out.onnx.checkpoint.npz" not in left()
