@@ -314,7 +314,7 @@ def shrink(
                 elif (said := wants_rounding(thinned, rounding)) is not None:
                     _log.warning("%s", said)
             surgery = replace(surgery, model=thinned.model)
-        tidy = None
+        tidy, shifted = None, len(surgery.restored)
         if any(asked.tidying):
             with clock.stage("fold"):
                 tidy = made_tidy(surgery.model, graph, thinned, asked.tidying, check)
@@ -386,6 +386,7 @@ def shrink(
         warnings=tuple(heard.messages),
         recipe={} if written is None else written.as_json(),
         restored=() if recovered is None else recovered.layers,
+        shifted=shifted,
         written=tuple(files),
         latency=times,
         layers=layer_reports(graph, before, after, asked.coming),

@@ -672,6 +672,7 @@ class Report:
         recipe: The recipe as JSON, {} where nothing was removed.
         written: Every file that was written.
         restored: What refitting did to each layer, in execution order.
+        shifted: Constants that restoring gave other values.
         without_effect: Channels that ``--lossless`` would remove, None where nobody looked.
         latency: Measured times, None where that was not asked for.
         layers: Every layer that multiplies.
@@ -704,6 +705,7 @@ class Report:
     recipe: Mapping[str, object] = field(default_factory=dict, repr=False)
     written: tuple[Path, ...] = ()
     restored: tuple[Refitted, ...] = ()
+    shifted: int = 0
     without_effect: int | None = None
     latency: Latency | None = None
     layers: tuple[LayerReport, ...] = ()

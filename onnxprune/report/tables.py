@@ -90,12 +90,11 @@ def _rounding(report: Report) -> str:
 
 def _restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
     """What refitting did, in one line, or a line for each layer."""
-    biases = report.recipe.get("restored")
     if not report.restored:
-        if isinstance(biases, list) and biases:
+        if report.shifted:
             yield _line(
-                f"restored: the means of what was dropped went into {len(biases)} biases (without "
-                "data; --data FILE.npz refits every layer)"
+                f"restored: the means of what was dropped went into {report.shifted} biases "
+                "(without data; --data FILE.npz refits every layer)"
             )
         return
     taken = [one for one in report.restored if one.ridge is not None]

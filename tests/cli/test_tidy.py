@@ -118,6 +118,7 @@ def test_folding_alone_where_nothing_is_to_be_cut(call: Call, model: str) -> Non
     code, out, err = call("shrink", model, "--lossless", "--fold-bn", "-o", "same.onnx")
     assert (code, "nothing was cut" in err) == (0, True)
     assert "BatchNormalizations" in out
+    assert "restored" not in out
     assert not {"BatchNormalization", "Mul"} & set(kinds("same.onnx"))
     assert recipe_of("same.onnx")["options"]["lossless"]
     code, _, _ = call("shrink", model, "--recipe", "same.onnx", "-o", "again.onnx")
