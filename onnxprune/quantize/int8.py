@@ -22,6 +22,7 @@ from onnxprune.types import AnyArray, KeptNode
 from onnxprune.weights import SparseLayer, sparse_layers
 
 _STEPS = 127.0
+_TAKEN = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -91,13 +92,15 @@ def find_layers(model: Model, wanted: Callable[[onnx.NodeProto], bool]) -> Layer
 def _why_not(layer: SparseLayer) -> str:
     if layer.scope:
         return "it is inside a body"
-    if layer.node.domain not in ("", "ai.onnx") or not layer.form:
-        return layer.why_not or f"integer kernels take no {layer.node.op_type}"
+    if layer.node.domain not in ("", "ai.onnx") or layer.node.op_type not in _TAKEN:
+        return f"Q/DQ pairs are for {', '.join(_TAKEN)}"
     if layer.seen is None:
         return layer.why_not or "its weight is no constant"
     if layer.stored.weight.data_type != TensorProto.FLOAT or layer.seen.quantized:
         kind = TensorProto.DataType.Name(layer.stored.weight.data_type).lower()
         return f"its weight is {kind}"
+    if not layer.form:
+        return layer.why_not or "its weight is no matrix"
     if layer.position != 1:
         return "its weight is the first operand"
     if not layer.stored.weight.size:

@@ -48,6 +48,11 @@ def raised(model: Model, opset: int) -> Model:
             f"{reason}",
             hint=f"export the model with opset {opset} or later",
         ) from error
+    for kind in ("input", "output"):  # whose shapes it infers anew
+        values = {value.name: value for value in getattr(model.proto.graph, kind)}
+        for value in getattr(made.graph, kind):
+            if value.name in values:
+                value.CopyFrom(values[value.name])
     _log.warning("opset raised from %d to %d, which has the types", given.version, opset)
     return Model(made, None, path=model.path, file_bytes=model.file_bytes, sources=model.sources)
 

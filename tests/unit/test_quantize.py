@@ -131,6 +131,15 @@ def test_bf16_keeps_large_constants_and_raises_the_opset_to_one_that_has_the_typ
     assert result.model.proto.opset_import[0].version == 22
 
 
+def test_raised_opset_leaves_the_shapes_of_the_interface_as_they_are_spelled() -> None:
+    model = parsed(
+        "g (float[N,4] x) => (float[M,2] y) {t = Transpose(w) y = MatMul(x, t)}", w=normal(2, 4)
+    )
+    result = made(model, "bf16")
+    assert result.model.proto.graph.output == model.proto.graph.output
+    assert result.model.proto.graph.input == model.proto.graph.input
+
+
 def test_floats_made_of_sizes_stay_in_float32() -> None:
     model = parsed(
         """g (float[N,2,H,4] x) => (float[P,Q,R,S] y) {
