@@ -1,7 +1,8 @@
 """The trainer ``torch``: our interpreter, PyTorch's gradients and optimizers.
 
-For Pythons, platforms, GPUs, opsets and operators that onnxruntime-training has no answer for. One
-thing the protocol leaves open is where to compute: that is given when the trainer is made.
+For Pythons, platforms, GPUs, opsets and operators that onnxruntime-training has no answer for. The
+protocol leaves two things open: where to compute, which is given when the trainer is made, and
+outputs of the model as it stands, for which there is ``evaluate``.
 """
 
 from __future__ import annotations
