@@ -23,10 +23,13 @@ from onnxprune.checks import AnyModel, check_outputs
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.io import Model, as_model, load, save, write_texts
 from onnxprune.iterate import shares
-from onnxprune.pipeline import compare, shrink
-from onnxprune.recipe import digest
-from onnxprune.report.clock import Progress
+from onnxprune.pipeline import analysed, compare, shrink
+from onnxprune.recipe import digest, read, replay
+from onnxprune.report.clock import Clock, Progress
+from onnxprune.request import Mode
+from onnxprune.select import PruningPlan
 from onnxprune.tuning import finetune
+from onnxprune.twin import softened
 from onnxprune.types import Report, Round
 
 _log = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def shrink_in_rounds(
     schedule: str = "polynomial",
     l1_bn: float = 0.0,
     max_loss: float | None = None,
+    soft: bool = False,
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -65,6 +69,9 @@ def shrink_in_rounds(
             that out.
         max_loss: Stop before the share of right classes (or of agreement with the original) falls
             by more than this.
+        soft: Cut in the last round only; those before it set to zero what would go and train it
+            on, so that a channel that was judged wrongly can come back (He et al. 2018, "Soft
+            Filter Pruning", arXiv:1808.06866).
         resume: Take rounds that are there, and go on behind them.
         force: Overwrite what exists.
         progress: Called with a line on how it stands.
@@ -82,18 +89,25 @@ def shrink_in_rounds(
     if ratio is not None and not 0 < ratio < 1:
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 < ratio < 1")
     check_targets(targets or {})
+    if soft and (steps < 2 or max_loss is not None):
+        what = "max_loss, which stops between cuts" if steps >= 2 else "one step"
+        raise UsageError(f"soft cannot go with {what}", hint="--steps 3 --soft")
     parts = shares(steps, schedule)
     check_outputs(model, output, force=force, read=(training.get("data"), cut.get("data")))
     folder = Path(f"{output}.rounds")
     original = as_model(model)
-    key = _key(original, cut, training, ratio, targets, parts, l1_bn)
+    key = _key(original, cut, training, ratio, targets, parts, l1_bn, soft)
     folder_of = _Folder.open(folder, key, resume=resume, force=force)
     walk = _Walk(original, folder_of, dict(cut), dict(training), progress)
     if l1_bn:
         walk.slim(l1_bn)
     base = walk.base() if max_loss is not None else None
     for number, part in enumerate(parts, start=1):
-        walk.round(number, walk.wish(ratio, targets, part))
+        wish = walk.wish(ratio, targets, part)
+        if soft and number < steps:
+            walk.soften(number, wish)
+            continue
+        walk.round(number, wish)
         last = walk.rounds[-1]
         if base is not None and max_loss is not None and base - last.after > max_loss:
             walk.rounds.pop()
@@ -279,6 +293,10 @@ class _Walk:
             small, teacher=self.teacher, output=path, force=True,
             resume=self._checkpoint(path), progress=self._told(prefix), **self.training,
         )  # fmt: skip
+        self._keep(number, report, path)
+
+    def _keep(self, number: int, report: Report, path: Path) -> None:
+        """Remember what a round's training gave."""
         tuned = report.tuned
         assert tuned is not None
         assert report.after is not None
@@ -293,6 +311,30 @@ class _Walk:
         self.folder.keep(str(number), asdict(made))
         self.rounds.append(made)
         self.model = load(path)
+
+    def soften(self, number: int, wish: Mapping[str, Any]) -> None:
+        """Set to zero what a cut would take, and train all of it; or take what is there."""
+        path = self.folder.path / f"{number}.soft.onnx"
+        if str(number) in self.folder.figures and path.exists():
+            self.rounds.append(Round(**self.folder.figures[str(number)]))
+            self.model = load(path)
+            return
+        prefix = f"round {number}"
+        options = {**self.cut, **wish, "restore": "none", "verify": "none"}
+        made, cut = shrink(self.model, progress=self._told(prefix), **options)
+        masked = softened(self._plan(made)) if cut.recipe else self.model
+        _, report = finetune(
+            masked, teacher=self.teacher, output=path, force=True, keep_zeros="none",
+            resume=self._checkpoint(path), progress=self._told(prefix), **self.training,
+        )  # fmt: skip
+        self._keep(number, report, path)
+
+    def _plan(self, made: Model) -> PruningPlan:
+        """The cut that a model was made by, of the model it was made from."""
+        recipe = read(made)
+        by = recipe.options
+        mode = Mode(by.attention, by.allow_norm)
+        return replay(analysed(self.model, by.input_shape, mode, Clock(None)), recipe)
 
     def result(self, output: Path, *, force: bool) -> tuple[Model, Report]:
         """Write the last round's model, and say what it is beside the original."""

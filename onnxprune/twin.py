@@ -36,6 +36,19 @@ def masked_twin(plan: PruningPlan) -> Model:
     return _Twin(plan).emitter().build()
 
 
+def softened(plan: PruningPlan) -> Model:
+    """The same with nothing but other values: weights that read dropped channels are zero.
+
+    For training that may bring them back. Where only a product reads a channel it stays as it is.
+
+    Args:
+        plan: From ``select``.
+    """
+    emitter = Emitter(plan.graph.graph)
+    emitter.constants.update(twin_edits(plan).constants)
+    return emitter.build()
+
+
 def twin_emitter(plan: PruningPlan) -> Emitter:
     """The edits of ``masked_twin``, ready for more of them."""
     return _Twin(plan).emitter()

@@ -54,6 +54,7 @@ from onnxprune.commands.training import (
     FineTune,
     Rate,
     Resume,
+    Soft,
     TrainData,
     TrainLabels,
     TrainPython,
@@ -220,6 +221,7 @@ def shrink(
     l1_bn: L1 = 0.0,
     val: Validation = "0.1",
     trainer: Backend = TrainerName.ort,
+    soft: Soft = False,
     train_python: TrainPython = None,
     resume: Resume = False,
     quantize: Annotated[
@@ -292,8 +294,8 @@ def shrink(
         )
     check_round_options(
         finetune=finetune, train_data=train_data, dry_run=dry_run, labels=labels, lr=lr,
-        l1_bn=l1_bn, train_python=train_python, resume=resume, lossless=lossless, recipe=recipe,
-        then=then, recipe_out=recipe_out, sensitivity=sensitivity,
+        l1_bn=l1_bn, soft=soft, train_python=train_python, resume=resume, lossless=lossless,
+        recipe=recipe, then=then, recipe_out=recipe_out, sensitivity=sensitivity,
         max_drift=max_drift, min_cosine=min_cosine, min_top1=min_top1, fold_bn=fold_bn,
         simplify=simplify, check=check, latency=latency, quantize=quantize,
     )  # fmt: skip
@@ -329,7 +331,7 @@ def shrink(
             report = run_rounds(
                 model, written, train_data=train_data, labels=labels, epochs=epochs, lr=lr,
                 batch_size=batch_size, val=val, trainer=trainer, train_python=train_python,
-                cut=cut, progress=progress, l1_bn=l1_bn, resume=resume, **goal,
+                cut=cut, progress=progress, l1_bn=l1_bn, soft=soft, resume=resume, **goal,
             )  # fmt: skip
         else:
             from onnxprune import pipeline

@@ -57,6 +57,14 @@ Validation: TypeAlias = Annotated[
 Backend: TypeAlias = Annotated[
     TrainerName, typer.Option("--trainer", help="With --finetune: what computes gradients.")
 ]
+Soft: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--soft",
+        help="With --finetune: cut in the last step only; before it set to zero what would go, and "
+        "let training bring it back.",
+    ),
+]
 TrainPython: TypeAlias = Annotated[
     str | None,
     typer.Option("--train-python", metavar="PATH", help="As for finetune."),
@@ -66,7 +74,7 @@ Resume: TypeAlias = Annotated[
 ]
 
 
-_TRAINING = ("labels", "lr", "l1_bn", "train_python", "resume")
+_TRAINING = ("labels", "lr", "l1_bn", "soft", "train_python", "resume")
 
 
 def check_round_options(

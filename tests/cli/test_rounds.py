@@ -124,6 +124,52 @@ def test_rounds_that_were_broken_off_go_on_to_the_same_bytes() -> None:
     assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
 
 
+def test_soft_rounds_train_what_was_set_to_zero_and_only_the_last_one_cuts() -> None:
+    made, report = rounds(soft=True)
+    assert made.weights()["w"].shape == (FEATURES, WIDTH // 2)
+    assert accuracy(made) > 0.85
+    for number, gone in ((1, 4), (2, 8)):
+        soft = io.load(f"out.onnx.rounds/{number}.soft.onnx")
+        read = soft.weights()["v"].read()
+        assert read.shape == (WIDTH, CLASSES)
+        assert (np.abs(read).max(axis=1) > 0).all(), "what was zero has been trained again"
+        assert report.rounds[number - 1].params == report.before.params, gone
+    assert report.after.params == report.rounds[-1].params < report.before.params
+
+
+def test_soft_rounds_start_from_zeros_where_the_cut_would_be() -> None:
+    """Without an epoch of training they are the masked twin."""
+    training = {**TRAINING, "trainer": FromGradients(gradients), "epochs": 0}
+    shrink_in_rounds(
+        "m.onnx", "out.onnx", cut={}, training=training, ratio=0.5, steps=3, schedule="linear",
+        soft=True,
+    )  # fmt: skip
+    for number, gone in ((1, 4), (2, 8)):
+        soft = io.load(f"out.onnx.rounds/{number}.soft.onnx")
+        zero = np.abs(soft.weights()["v"].read()).max(axis=1) == 0
+        assert zero.sum() == gone
+        before = io.load("m.onnx").weights()["v"].read()
+        np.testing.assert_array_equal(soft.weights()["v"].read()[~zero], before[~zero])
+
+
+def test_soft_rounds_that_were_broken_off_go_on_to_the_same_bytes() -> None:
+    rounds(output="whole.onnx", soft=True)
+
+    class Dies(FromGradients):
+        steps = 0
+
+        def step(self, *given: Any, **named: Any) -> float:
+            self.steps += 1
+            if self.steps == 150:  # in the second round
+                raise TrainingError("the process died")
+            return super().step(*given, **named)
+
+    with pytest.raises(TrainingError):
+        rounds(trainer=Dies(gradients), soft=True)
+    rounds(resume=True, soft=True)
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
 def test_rounds_of_other_options_are_not_gone_on_with() -> None:
     rounds(steps=1)
     with pytest.raises(UsageError, match="other options"):
@@ -154,6 +200,8 @@ def test_a_first_round_that_loses_too_much_is_an_error() -> None:
         (("--lossless", "--finetune", "--train-data", "points.npz"), "--lossless cannot go"),
         (("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--dry-run"), "--dry-run"),
         (("--ratio", "0.5", "--max-loss", "0.1"), "--sensitivity"),
+        (("--ratio", "0.5", "--soft"), "--soft goes with --finetune"),
+        (("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--soft"), "one step"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -36,7 +36,7 @@ WIDTHS = (16, 32, 64, 64, 96, 96, 96)  # as the VGG of models/
 POOLED = (2, 4)  # layers behind which the image is halved
 CLASSES = 10
 SMALL = 0.01  # scales under this share of the largest
-WANTED = 1.0  # points that the slimmed network may lose
+WANTED = 0.2  # points that the slimmed network may lose
 
 
 def vgg(seed: int = 0) -> Model:
