@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
+from onnxprune.analysing import analysed
 from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_sources
 from onnxprune.cost import stats, stored_bytes
 from onnxprune.data import AnyData, as_data
 from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with, write_texts
-from onnxprune.pipeline import analysed, made_up_data, quantized_verdict
 from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
 from onnxprune.recipe import QuantizeOptions, quantized_before, read, requantized
 from onnxprune.report.build import NOT_VERIFIED
@@ -23,6 +23,7 @@ from onnxprune.request import Mode
 from onnxprune.select import patterns
 from onnxprune.targets.trtexec import next_step
 from onnxprune.types import Limits, Report, Shape
+from onnxprune.verdicts import made_up_data, quantized_verdict
 
 _METHODS = ("auto", "minmax", "percentile", "entropy")
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.aim import check_targets
+from onnxprune.analysing import analysed
 from onnxprune.checks import AnyModel, check_outputs
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.io import Model, as_model, load, save, write_texts
 from onnxprune.iterate import shares
-from onnxprune.pipeline import analysed, compare, shrink
+from onnxprune.pipeline import compare, shrink
 from onnxprune.recipe import digest, read, replay
 from onnxprune.report.clock import Clock, Progress
 from onnxprune.request import Mode

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxprune import __version__
+from onnxprune.analysing import analysed
 from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import (
     AnyModel,
@@ -37,7 +38,6 @@ from onnxprune.impose import (
 from onnxprune.io import Model, as_model, save_with, write_texts
 from onnxprune.latency_target import feeds_of
 from onnxprune.patterns import NM
-from onnxprune.pipeline import analysed, judged, made_tidy, made_up_data
 from onnxprune.recipe import (
     Options,
     Recipe,
@@ -61,6 +61,7 @@ from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
 from onnxprune.timed import timed_in_turn, timing_wanted
 from onnxprune.types import Limits, Moved, Report, Shape, Verdict
 from onnxprune.valued import chosen, valued
+from onnxprune.verdicts import judged, made_tidy, made_up_data
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,6 @@ from onnxprune.gauges import Gauge, read_labels
 from onnxprune.groups import DependencyGraph
 from onnxprune.io import Model, as_model
 from onnxprune.jobs import check_cluster, each
-from onnxprune.pipeline import made_up_data
 from onnxprune.recipe import digest, layout
 from onnxprune.report.clock import Progress
 from onnxprune.report.ops import nothing_prunable
@@ -39,6 +38,7 @@ from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portabl
 from onnxprune.suffix import families
 from onnxprune.sweep import Sweep, SweepPoint, cut_at, measured
 from onnxprune.types import AnyArray, Shape
+from onnxprune.verdicts import made_up_data
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 WHOLE_RATIOS = (0.0, 0.25, 0.5, 0.75)

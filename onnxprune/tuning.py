@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxprune.analysing import analysed
 from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_sources
 from onnxprune.cost import stats
 from onnxprune.data import Data, digest_of
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with
-from onnxprune.pipeline import analysed, judged
 from onnxprune.recipe import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
@@ -30,6 +30,7 @@ from onnxprune.train.protocol import Trainer
 from onnxprune.train.session import Training
 from onnxprune.train.zeros import check_zeros, recipe_of
 from onnxprune.types import AnyArray, Limits, Report, Shape, Tuned, Verdict
+from onnxprune.verdicts import judged
 from onnxprune.verify import verify as run_checks
 
 _log = logging.getLogger(__name__)

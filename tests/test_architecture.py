@@ -44,7 +44,8 @@ ORDER = tuple(
     targets.tensorrt
     report report.clock report.model report.checks report.ops report.layers report.build
     report.schemas report.tables report.tuned report.plots report.studies
-    checks checking restoring request pipeline sparsifying quantizing studies
+    checks restoring request analysing checking verdicts shrinking pipeline
+    sparsifying quantizing studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
     train.rewrites train.losses train.spatial train.place train.ort
     train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window

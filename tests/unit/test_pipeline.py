@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import pipeline, stepwise
+from onnxprune import shrinking, stepwise, verdicts
 from onnxprune.data import Data
 from onnxprune.errors import (
     InvariantError,
@@ -23,6 +23,7 @@ from onnxprune.io import Model
 from onnxprune.pipeline import compare, inspect, shrink
 from onnxprune.runtime import session
 from onnxprune.types import Report, TwinResult, Verdict
+from onnxprune.verdicts import made_up_data
 from tests.small import MODELS, array, conv_chain, parsed, reloaded
 
 RESNET = MODELS / "fashion_resnet.onnx"
@@ -89,7 +90,7 @@ def test_two_sizes_are_tried_where_the_batch_is_dynamic() -> None:
     _, report = shrink(conv_chain(batch="N"), ratio=0.5)
     assert report.stand_ins == {"x": (1, 3, 8, 8)}
     graph, _ = inspect(conv_chain(batch="N"))
-    data = pipeline.made_up_data(graph, 0)
+    data = made_up_data(graph, 0)
     assert [batch["x"].shape[0] for batch in data.batches] == [1, 3]
     assert data.label == "random, seed 0"
 
@@ -245,7 +246,7 @@ def test_missing_model_is_a_model_error(tmp_path: Path) -> None:
 
 
 def verdict_of(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
-    monkeypatch.setattr(pipeline, "run_checks", lambda *_, **__: verdict)
+    monkeypatch.setattr(verdicts, "run_checks", lambda *_, **__: verdict)
 
 
 def test_wrong_surgery_is_our_bug_and_writes_nothing(
@@ -283,7 +284,7 @@ def test_broken_invariant_passes_through(chain: Path, monkeypatch: pytest.Monkey
     def broken(_: object) -> None:
         raise InvariantError("a shape cannot be written")
 
-    monkeypatch.setattr(pipeline, "operate", broken)
+    monkeypatch.setattr(shrinking, "operate", broken)
     with pytest.raises(InvariantError):
         shrink(chain, ratio=0.5, output=chain.with_name("a.onnx"))
     assert files(chain.parent) == {"chain.onnx"}

@@ -12,7 +12,6 @@ from onnxprune.analyse import analyse_graph
 from onnxprune.cost import count_params
 from onnxprune.errors import InvariantError, OnnxPruneError
 from onnxprune.groups import DependencyGraph
-from onnxprune.pipeline import made_up_data
 from onnxprune.prepare import prepare
 from onnxprune.report.clock import Clock
 from onnxprune.rewrite import masked_twin, operate
@@ -21,6 +20,7 @@ from onnxprune.select import PruningPlan, select
 from onnxprune.shapes import environment
 from onnxprune.standins import find_stand_ins
 from onnxprune.types import Drift, Shape, Verdict
+from onnxprune.verdicts import made_up_data
 from onnxprune.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
