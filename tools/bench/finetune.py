@@ -137,7 +137,8 @@ def rows(case: Case, args: argparse.Namespace) -> Iterator[list[str]]:
             spent = time.monotonic() - begun
             after = case.accuracy(tuned)
             aim = AIMS[loss] if ratio <= 0.5 else None
-            verdict = "–" if aim is None else "yes" if uncut - after <= aim else "no"
+            lost = round(uncut - after, 6)
+            verdict = "–" if aim is None else "yes" if lost <= aim else "no"
             assert report.tuned is not None
             yield [
                 case.name, f"{100 * ratio:.0f} %", f"{cut.after.params / cut.before.params:.2f}",
