@@ -82,7 +82,7 @@ class Problem:
         for x, y, _ in batches():
             fitter.add(x, y)
         through = None
-        if activation is not None and self.free[0] and not self.tied:
+        if activation is not None and self.free[0] and not self.tied and self._bends:
             through = Through(activation, batches)
         start, bias = self.start, self.shifts[0]
         if self.tied:
@@ -93,6 +93,16 @@ class Problem:
             self.keep = fitter.keep[:, :inputs]
         said = f"fitted to a sample of {rows:,} rows for {inputs:,} inputs"
         return fit, said if self.limit is not None else ""
+
+    @property
+    def _bends(self) -> bool:
+        """Whether it is worth to look through the activation behind.
+
+        Not for products in a pattern: those of a sentence encoder end no nearer in 2:4 (cosine
+        0.9425 with it, 0.9427 without), after a seventh more time.
+        """
+        conv = self.affines[0].site.layer.kind in ("conv", "deconv")
+        return self.imposed is None or conv
 
     def written(self, fit: Fit) -> Mapping[str, AnyArray]:
         """New values of the constants; {} where they cannot be stored."""
