@@ -199,3 +199,27 @@ def test_int8_then_fp16_keeps_both_in_the_recipe_and_is_repeated_so(call: Call) 
     again = ("--recipe", "i.fp16.onnx", "-o", "two.onnx")
     assert call("shrink", "chain.onnx", *again, *run_)[0] == 0
     assert Path("i.fp16.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+def test_what_is_in_few_bits_already_is_refused_in_one_line(call: Call) -> None:
+    chain = ("quantize", "chain.onnx", "--data", "data.npz", "--to")
+    call(*chain, "fp16", "-o", "half.onnx")
+    call(*chain, "fp16", "--convert-io", "-o", "io.onnx")
+    call(*chain, "fp16", "--ignore", "w1", "-o", "mixed.onnx")
+    call(*chain, "bf16", "-o", "brain.onnx")
+    call(*chain, "int8", "-o", "eight.onnx")
+    for name, said in (
+        ("half", "in float16 already: all its layers"),
+        ("io", "in float16 already: all its layers"),
+        ("mixed", "in float16 already: 2 of its 3 layers, first "),
+        ("brain", "in bfloat16 already: all its layers"),
+    ):
+        for to in ("fp16", "bf16", "int8"):
+            code, _, err = call("quantize", f"{name}.onnx", "--to", to, "--data", "data.npz")
+            assert (code, err.count("\n")) == (3, 1), err
+            assert said in err
+    code, _, err = call("quantize", "eight.onnx", "--to", "int8", "--data", "data.npz")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "quantized already" in err
+    for to in ("fp16", "bf16"):
+        assert call("quantize", "eight.onnx", "--to", to, "--data", "data.npz")[0] == 0
