@@ -223,3 +223,18 @@ def test_what_is_in_few_bits_already_is_refused_in_one_line(call: Call) -> None:
     assert "quantized already" in err
     for to in ("fp16", "bf16"):
         assert call("quantize", "eight.onnx", "--to", to, "--data", "data.npz")[0] == 0
+
+
+def test_bfloat16_that_cannot_be_run_is_said_with_a_way_on(call: Call) -> None:
+    call("quantize", "chain.onnx", "--to", "bf16", "-o", "brain.onnx")
+    for command in (
+        ("shrink", "brain.onnx", "--ratio", "0.5"),
+        ("shrink", "brain.onnx", "--ratio", "0.5", "--data", "data.npz"),
+        ("sparsify", "brain.onnx", "--pattern", "2:4"),
+        ("compare", "chain.onnx", "brain.onnx"),
+    ):
+        code, _, err = call(*command)
+        assert (code, err.count("\n")) == (4, 1), command
+        assert "it has no bfloat16 kernels on a CPU" in err
+        assert "work on the float32 model, and quantize last" in err
+    assert call("shrink", "brain.onnx", "--ratio", "0.5", "--verify", "none")[0] == 0
