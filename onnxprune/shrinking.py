@@ -381,5 +381,7 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
     if asked.targets:
         return "the targets ask for nothing less than there is"
     if round_to != 1:
-        return f"ratio {ratio:g} and round-to {round_to} leave every group whole"
+        finer = asked.finer(plan.graph)
+        cure = "" if finer is None else f"; --round-to {finer} cuts most of them"
+        return f"ratio {ratio:g} and round-to {round_to} leave every group whole{cure}"
     return f"ratio {ratio:g} is less than one channel of every group, or min-channels keeps them"

@@ -238,3 +238,13 @@ def test_bfloat16_that_cannot_be_run_is_said_with_a_way_on(call: Call) -> None:
         assert "it has no bfloat16 kernels on a CPU" in err
         assert "work on the float32 model, and quantize last" in err
     assert call("shrink", "brain.onnx", "--ratio", "0.5", "--verify", "none")[0] == 0
+
+
+def test_int8_behind_a_pattern_takes_a_finer_step_rather_than_no_cut(call: Call) -> None:
+    reloaded(conv_chain((3, 64, 64)), Path("wide.onnx"))
+    asked = ("shrink", "wide.onnx", "--ratio", "0.4", "--then", "2:4", "--quantize", "int8",
+             "--data", "data.npz")  # fmt: skip
+    assert call(*asked, "-o", "o.onnx")[0] == 0
+    assert io.load("o.onnx").weights()["w1"].shape[:2] == (48, 48), "sixteens, not thirty-twos"
+    _, _, err = call(*asked, "--round-to", "auto", "--dry-run")
+    assert "round-to auto leave every group whole; --round-to 16 cuts most of them" in err
