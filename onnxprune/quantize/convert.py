@@ -34,6 +34,7 @@ _HALF_SCALES = 19  # from which on scales of Q/DQ may be 16-bit
 _WANTED = 0.05  # held-out error up to which no layer is taken back to float
 _MOST_FLOAT = 0.25  # share of the layers that may be
 _MOST_TRIALS = 64  # layers quantized alone to find the worst
+_FEW = 8  # samples, below which ranges are a matter of chance
 _HELD_OUT = 4  # one batch in so many
 
 _log = logging.getLogger(__name__)
@@ -104,6 +105,11 @@ def convert(model: Model, options: QuantizeOptions, data: Data | None, measured:
     else:
         assert data is not None
         made = _integers(model, ready, options, data)
+        if data.samples < _FEW:
+            _log.warning(
+                "int8 takes its ranges from %d sample%s only: a few hundred are usual",
+                data.samples, "" if data.samples == 1 else "s",
+            )  # fmt: skip
     if opset_of(ready) != (before := opset_of(model)):  # said of what was done, not of an error
         _log.warning("opset raised from %d to %d, which has the types", before, opset_of(ready))
     return made

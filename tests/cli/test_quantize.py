@@ -248,3 +248,21 @@ def test_int8_behind_a_pattern_takes_a_finer_step_rather_than_no_cut(call: Call)
     assert io.load("o.onnx").weights()["w1"].shape[:2] == (48, 48), "sixteens, not thirty-twos"
     _, _, err = call(*asked, "--round-to", "auto", "--dry-run")
     assert "round-to auto leave every group whole; --round-to 16 cuts most of them" in err
+
+
+def test_data_that_give_no_ranges_are_named_and_few_of_them_warned_of(call: Call) -> None:
+    x = np.load("data.npz")["x"]
+    np.savez("few.npz", x=x[:4])
+    code, _, err = call("quantize", "chain.onnx", "--to", "int8", "--data", "few.npz", "--dry-run")
+    assert code == 0
+    assert "int8 takes its ranges from 4 samples only" in err
+    x[3, 0, 0, 0] = np.inf
+    np.savez("inf.npz", x=x)
+    for command in (
+        ("quantize", "chain.onnx", "--to", "int8"),
+        ("shrink", "chain.onnx", "--ratio", "0.5"),
+        ("sparsify", "chain.onnx", "--pattern", "2:4"),
+    ):
+        code, _, err = call(*command, "--data", "inf.npz")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "inf.npz: the array for input 'x' has infinite values in it" in err
