@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import io
+from onnxprune import io, shrinking
 from onnxprune.cli import run
 from onnxprune.recipe import read
 from onnxprune.report.schemas import stored
+from onnxprune.types import Latency
 from tests.small import conv_chain, parsed, reloaded
 
 
@@ -266,3 +267,16 @@ def test_data_that_give_no_ranges_are_named_and_few_of_them_warned_of(call: Call
         code, _, err = call(*command, "--data", "inf.npz")
         assert (code, err.count("\n")) == (2, 1)
         assert "inf.npz: the array for input 'x' has infinite values in it" in err
+
+
+def test_int8_that_is_slower_here_is_said_to_be_for_tensorrt(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("shrink", "chain.onnx", "--ratio", "0.5", "--quantize", "int8", "--data", "data.npz",
+             "--latency", "--dry-run")  # fmt: skip
+    for ratio, slower in ((2.0, True), (0.5, False)):
+        times = Latency(1e-3, ratio * 1e-3, ratio, ratio, ratio, 10, 1)
+        monkeypatch.setattr(shrinking, "timed_in_turn", lambda *_, found=times, **__: found)
+        code, out, _ = call(*asked)
+        assert code == 0
+        assert ("runs Q/DQ pairs slower; TensorRT is what" in out) is slower
