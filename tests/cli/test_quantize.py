@@ -279,4 +279,4 @@ def test_int8_that_is_slower_here_is_said_to_be_for_tensorrt(
         monkeypatch.setattr(shrinking, "timed_in_turn", lambda *_, found=times, **__: found)
         code, out, _ = call(*asked)
         assert code == 0
-        assert ("runs Q/DQ pairs slower; TensorRT is what" in out) is slower
+        assert ("runs Q/DQ pairs slower than float32; TensorRT is what" in out) is slower
