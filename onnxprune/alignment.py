@@ -12,7 +12,9 @@ What a group of coupled channels is rounded to:
 * a grouped convolution wants the inputs of *each* group to be a multiple, where each has at least
   two of them;
 * halved until a group can lose half of what it has and still be a multiple: one that is too narrow
-  for that gets 4, 2 or 1.
+  for that gets 4, 2 or 1;
+* where nobody asked for a rounding and int8 comes behind a pattern, halved down to what floats want
+  until a group can lose some of what was asked for: aligned to 32 but whole is no cut.
 
 64 costs nothing where the width that is left is a multiple of 64 anyway: the group keeps not one
 channel more than at the smaller step. That is what is reported as a step of 64. Rounding further up
@@ -71,15 +73,39 @@ class Want:
     groups: int
 
 
-def steps(graph: DependencyGraph, coming: Coming | None = None) -> Mapping[int, int]:
+def steps(
+    graph: DependencyGraph, coming: Coming | None = None, ratio: float = 0.0
+) -> Mapping[int, int]:
     """What the units of each prunable group should stay a multiple of, by group id.
 
     Args:
         graph: The analysis.
         coming: What its weights are to become, None where they stay as they are.
+        ratio: Share that is to go of each group. Where the thirty-twos of int8 would keep a group
+            whole, its step is halved until some can go, down to what floats want. 0 halves none.
     """
     found = Alignment(graph, coming)
-    return {group.id: found.step(group) for group in graph.prunable}
+    wanted = {group.id: found.step(group) for group in graph.prunable}
+    if not ratio or coming is not Coming.int8:
+        return wanted
+    floats = Alignment(graph)
+    return {
+        group.id: _eased(group.size, wanted[group.id], floats.step(group), ratio)
+        for group in graph.prunable
+    }
+
+
+def _eased(size: int, step: int, least: int, ratio: float) -> int:
+    """A step halved, to no less than ``least``, until a group can lose some of what is asked."""
+    while step // 2 >= least and not loses(size, step, ratio):
+        step //= 2
+    return step
+
+
+def loses(size: int, step: int, ratio: float) -> bool:
+    """Whether a group of that many units loses any, where no more go than asked."""
+    left = size - int(size * ratio)
+    return -(-left // step) * step < size
 
 
 class Alignment:

@@ -154,6 +154,8 @@ def complaint(found: Checked) -> str:
     errors = [one for one in found.findings if one.severity == ERROR]
     who = found.build.version if found.build is not None and found.build.version else "TensorRT"
     what = "does not take the model" if found.build is None else "does not build the model"
+    if found.build is not None and found.build.status == "timeout":
+        what = "gave no answer"
     first = errors[0]
     where = f"{first.node}: " if first.node else ""
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""

@@ -252,6 +252,8 @@ def _check_values(path: Path, value: Input, array: AnyArray) -> None:
         return
     if found.kind == "f" and np.isnan(np.min(array)):  # min hands on a NaN, and makes no copy
         raise UsageError(f"{path.name}: the array for input '{value.name}' has NaN in it")
+    if found.kind == "f" and wanted.kind == "f":
+        _check_finite(path, value, array)
     if wanted.kind in "iu" and found.kind in "iu":
         low, high = int(array.min()), int(array.max())
         range_ = np.iinfo(wanted)  # type: ignore[type-var]  # an integer
@@ -260,6 +262,18 @@ def _check_values(path: Path, value: Input, array: AnyArray) -> None:
                 f"{path.name}: input '{value.name}' is {wanted}, found {found} values "
                 f"from {low} to {high}"
             )
+
+
+def _check_finite(path: Path, value: Input, array: AnyArray) -> None:
+    """Refuse floats that are infinite, or would be in the input's type."""
+    peak = max(-float(array.min()), float(array.max()))
+    largest = float(np.finfo(value.dtype).max)  # type: ignore[type-var]  # a float
+    if peak > largest:
+        what = "infinite values" if np.isinf(peak) else f"{peak:.3g}, which is infinite as a float"
+        raise UsageError(
+            f"{path.name}: the array for input '{value.name}' has {what} in it",
+            hint="leave such samples out; in a mask let a large number such as -1e4 stand for it",
+        )
 
 
 def _step(inputs: Sequence[Input], arrays: Mapping[str, AnyArray], batch: int) -> int:

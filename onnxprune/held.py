@@ -87,6 +87,35 @@ def held_weights(model: Model) -> Iterator[HeldWeight]:
         yield _held(layer)
 
 
+def lost(before: Model, after: Model) -> int:
+    """How many layers held 2:4 before and have a weight that does not now.
+
+    Args:
+        before: A model.
+        after: What became of it; its weights have the same names.
+    """
+    pattern = NM(2, 4)
+    held = {layer.stored.name for layer in _weighty(before) if _all_runs(pattern, layer)}
+    if not held:
+        return 0
+    return sum(
+        layer.stored.name in held and not _all_runs(pattern, layer) for layer in _weighty(after)
+    )
+
+
+def _weighty(model: Model) -> Iterator[SparseLayer]:
+    """Layers whose weight can be seen as a matrix, each weight once."""
+    layers = {layer.stored.name: layer for layer in sparse_layers(model) if layer.seen is not None}
+    yield from (one for one in layers.values() if one.form and one.why_not is None)
+
+
+def _all_runs(pattern: NM, layer: SparseLayer) -> bool:
+    """Whether it holds the pattern; of nearly all weights the share of zeros tells already."""
+    weight = layer.matrix()
+    few = np.count_nonzero(weight) * pattern.m <= weight.size * pattern.n
+    return bool(few and weight.any()) and holds(pattern, weight, 0.0, taps=layer.taps)
+
+
 def _held(layer: SparseLayer) -> HeldWeight:
     weight = layer.matrix()
     filled = (weight != 0).astype(np.uint8)

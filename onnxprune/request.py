@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from onnxprune.aim import TOLERANCE
-from onnxprune.alignment import Coming, steps
+from onnxprune.alignment import FOR_FLOATS, FOR_PATTERN, Coming, loses, steps
 from onnxprune.analyse import analyse_graph
 from onnxprune.budget import Budget, shares
 from onnxprune.checks import Check
@@ -185,7 +185,8 @@ class Request:
         beyond: TargetError | None = None
         for rounding in self._roundings:
             try:
-                chosen = replace(self, round_to=rounding).plan(graph, data, clock)
+                asked = self if rounding == self.rounding else replace(self, round_to=rounding)
+                chosen = asked.plan(graph, data, clock)
             except TargetError as error:
                 beyond = error
                 continue
@@ -324,7 +325,17 @@ class Request:
                 return fixed
             case "wide":
                 return steps(graph, Coming.pattern)
-        return steps(graph, self.coming)
+        unasked = self.ratio if self.round_to is None else None
+        return steps(graph, self.coming, unasked or 0.0)
+
+    def finer(self, graph: DependencyGraph) -> int | None:
+        """The coarsest ``round_to`` by which the ratio cuts most groups; None if none does."""
+        sizes = [group.size for group in graph.prunable]
+        for step in (FOR_PATTERN, FOR_FLOATS, FOR_FLOATS // 2, 1):
+            cut = sum(loses(size, step, self.ratio or 0.0) for size in sizes)
+            if 2 * cut > len(sizes):
+                return step
+        return None
 
     def restoring(self, data: Data | None) -> str:
         """How the result is restored: ``none``, ``bias``, ``pictures`` or ``refit``."""

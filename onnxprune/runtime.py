@@ -49,6 +49,9 @@ _ELEMENT_TYPE = {
 }
 # The way out for a model that cannot be run here.
 UNPROVED = "--verify none writes the result without a proof"
+_MISSING = "Could not find an implementation"  # ONNX Runtime's words where it lacks a kernel
+_NO_BF16 = "it has no bfloat16 kernels on a CPU"
+_FLOAT_FIRST = "work on the float32 model, and quantize last"
 _FATAL = 4  # ONNX Runtime's log severity that lets only fatal errors through.
 _LONGEST_REASON = 400
 _KERNEL = "_kernel_time"  # how a profile marks the event that is a kernel's own time
@@ -144,8 +147,16 @@ def _options(optimise: bool, threads: int | None) -> onnxruntime.SessionOptions:
 def _load(model: Model, options: onnxruntime.SessionOptions) -> Session:
     import onnxruntime
 
-    with _one_line("ONNX Runtime cannot load the model"), runnable(model) as source:
-        raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    what = "ONNX Runtime cannot load the model"
+    try:
+        with _one_line(what), runnable(model) as source:
+            raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except RuntimeUnavailable as error:
+        if _MISSING not in error.reason or not _brain_floats(model):
+            raise
+        raise RuntimeUnavailable(
+            f"{what}: {_NO_BF16}", reason=_NO_BF16, hint=_FLOAT_FIRST
+        ) from error
     inputs = {value.name: _numpy_type(value.type) for value in raw.get_inputs()}
     odd = [name for name, dtype in inputs.items() if dtype is None]
     if odd:
@@ -158,6 +169,13 @@ def _load(model: Model, options: onnxruntime.SessionOptions) -> Session:
         skipped=tuple(name for name, dtype in outputs.items() if dtype is None),
         _raw=raw,
     )
+
+
+def _brain_floats(model: Model) -> bool:
+    """Whether a model reads bfloat16 tensors, or has such weights."""
+    kinds = {value.type.tensor_type.elem_type for value in model.proto.graph.input}
+    kinds |= {weight.data_type for weight in model.weights().values()}
+    return onnx.TensorProto.BFLOAT16 in kinds
 
 
 def accepts(model: Model, feeds: Mapping[str, AnyArray]) -> str | None:
@@ -271,6 +289,8 @@ def _kernel(
 def cannot_run(error: RuntimeUnavailable, model: Model, *, hint: str = "") -> VerificationError:
     """What to tell a user whose own model the runtime does not take."""
     which = "this model" if model.path is None else f"'{model.path}'"
+    if error.hint == _FLOAT_FIRST:
+        hint = f"{hint}; or {_FLOAT_FIRST}" if hint else _FLOAT_FIRST
     return VerificationError(f"ONNX Runtime cannot run {which}: {error.reason}", hint=hint)
 
 

@@ -15,7 +15,7 @@ from onnxprune.checks import Check
 from onnxprune.cost import stats, stats_after, stored_bytes
 from onnxprune.density import warnings
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.held import check_held
+from onnxprune.held import check_held, lost
 from onnxprune.impose import (
     by_method,
     check_replay,
@@ -121,6 +121,7 @@ class Shrinking:
         self._cut()
         self._restore()
         self._thin()
+        self._say_what_was_lost()
         self._fold()
         self._quantize()
         if self._changes_later:
@@ -211,6 +212,18 @@ class Shrinking:
                 _log.warning("%s", said)
         self.thinned = found
         self.surgery = replace(self.surgery, model=found.model)
+
+    def _say_what_was_lost(self) -> None:
+        """A cut takes neighbours apart and a refit fills zeros: a pattern there was goes with it.
+
+        One that the weights happen to have is not imposed again unasked.
+        """
+        if self.sparse is None and (count := lost(self.original, self.surgery.model)):
+            one = count == 1
+            _log.warning(
+                "%d %s 2:4 before and no longer %s: --then 2:4 keeps the pattern",
+                count, "layer held" if one else "layers held", "does" if one else "do",
+            )  # fmt: skip
 
     def _fold(self) -> None:
         """Fold norms and simplify."""
@@ -368,5 +381,7 @@ def _why_nothing(plan: PruningPlan, asked: Request) -> str:
     if asked.targets:
         return "the targets ask for nothing less than there is"
     if round_to != 1:
-        return f"ratio {ratio:g} and round-to {round_to} leave every group whole"
+        finer = asked.finer(plan.graph)
+        cure = "" if finer is None else f"; --round-to {finer} cuts most of them"
+        return f"ratio {ratio:g} and round-to {round_to} leave every group whole{cure}"
     return f"ratio {ratio:g} is less than one channel of every group, or min-channels keeps them"

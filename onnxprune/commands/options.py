@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -369,8 +369,17 @@ def ratios(given: Sequence[str] | None) -> dict[str, float]:
     return ratios
 
 
-def refuse_beside(what: str, **given: object) -> None:
-    """Refuse options that another one leaves without effect, or would contradict."""
+def refuse_beside(what: str, cures: Mapping[str, str] | None = None, /, **given: object) -> None:
+    """Refuse options that another one leaves without effect, or would contradict.
+
+    Args:
+        what: The other one.
+        cures: What to do instead, by the name of an option.
+        given: Values by the names of options.
+    """
     for name, value in given.items():
         if value:
-            raise UsageError(f"--{name.replace('_', '-')} cannot go with {what}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot go with {what}",
+                hint=(cures or {}).get(name, ""),
+            )

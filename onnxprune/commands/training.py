@@ -75,6 +75,20 @@ Resume: TypeAlias = Annotated[
 
 
 _TRAINING = ("labels", "lr", "l1_bn", "soft", "train_python", "resume")
+_COMPARE = "then onnxprune compare MODEL RESULT --data FILE.npz"
+# What to do with the result instead, by option.
+_AFTERWARDS = {
+    "then": "then onnxprune sparsify RESULT --pattern P, and finetune of that keeps the zeros",
+    "quantize": "then onnxprune quantize RESULT --to TYPE",
+    "fold_bn": "then onnxprune shrink RESULT --lossless --fold-bn",
+    "simplify": "then onnxprune shrink RESULT --lossless --simplify",
+    "check": "then onnxprune check RESULT",
+    "latency": f"{_COMPARE} --latency",
+    "recipe_out": "the models of the rounds carry their recipes",
+    "max_drift": _COMPARE,
+    "min_cosine": _COMPARE,
+    "min_top1": f"--max-loss stops in time; {_COMPARE}",
+}
 
 
 def check_round_options(
@@ -96,7 +110,7 @@ def check_round_options(
     if dry_run:
         raise UsageError("--dry-run cannot go with --finetune, which keeps every round")
     beside = {name: value for name, value in others.items() if name not in _TRAINING}
-    refuse_beside("--finetune", **beside)
+    refuse_beside("--finetune", _AFTERWARDS, **beside)
 
 
 def run_rounds(

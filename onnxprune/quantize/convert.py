@@ -18,8 +18,8 @@ from onnxprune.quantize.calibration import METHODS, Ranges
 from onnxprune.quantize.int8 import Layers, find_layers, quantized
 from onnxprune.quantize.lowered import emulated, lowered
 from onnxprune.quantize.ranges import peaks
-from onnxprune.quantize.ready import inlined, raised, swept, without_batch_norms
-from onnxprune.quantize.typed import BF16, FP16, SPELLED, Typing, Typist
+from onnxprune.quantize.ready import inlined, opset_of, raised, swept, without_batch_norms
+from onnxprune.quantize.typed import BF16, FP16, SPELLED, Typing, Typist, halves_in
 from onnxprune.recipe import QuantizeOptions
 from onnxprune.types import KeptNode, Quantized
 from onnxprune.weights import sparse_layers
@@ -27,10 +27,14 @@ from onnxprune.weights import sparse_layers
 TYPES = ("fp16", "bf16", "int8")
 _LOW = {"fp16": FP16, "bf16": BF16}
 _FIRST_OPSET = {"fp16": 8, "bf16": 22, "int8": 13}
+_INTEGER = {  # what only quantized models have
+    "QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+}  # fmt: skip
 _HALF_SCALES = 19  # from which on scales of Q/DQ may be 16-bit
 _WANTED = 0.05  # held-out error up to which no layer is taken back to float
 _MOST_FLOAT = 0.25  # share of the layers that may be
 _MOST_TRIALS = 64  # layers quantized alone to find the worst
+_FEW = 8  # samples, below which ranges are a matter of chance
 _HELD_OUT = 4  # one batch in so many
 
 _log = logging.getLogger(__name__)
@@ -92,13 +96,44 @@ def convert(model: Model, options: QuantizeOptions, data: Data | None, measured:
         said = last.options.model_copy(update={"before": first.options})
         return replace(last, options=said, plain=first.plain)
     ready = inlined(model)
+    _check_types(ready, options.to)
     scaled = any(node.op_type == "DequantizeLinear" for node in ready.proto.graph.node)
     opset = _FIRST_OPSET[options.to]
     ready = raised(ready, max(opset, _HALF_SCALES) if scaled else opset)
     if options.to != "int8":
-        return _halves(model, ready, options, measured)
-    assert data is not None
-    return _integers(model, ready, options, data)
+        made = _halves(model, ready, options, measured)
+    else:
+        assert data is not None
+        made = _integers(model, ready, options, data)
+        if data.samples < _FEW:
+            _log.warning(
+                "int8 takes its ranges from %d sample%s only: a few hundred are usual",
+                data.samples, "" if data.samples == 1 else "s",
+            )  # fmt: skip
+    if opset_of(ready) != (before := opset_of(model)):  # said of what was done, not of an error
+        _log.warning("opset raised from %d to %d, which has the types", before, opset_of(ready))
+    return made
+
+
+def _check_types(model: Model, to: str) -> None:
+    """Refuse a model that is in few bits already, in whole or in part.
+
+    16-bit types come last: what is int8 may have its floats in 16 bits too, not the other way.
+
+    Raises:
+        UnsupportedModelError: It is.
+    """
+    if to == "int8" and any(node.op_type in _INTEGER for node in model.proto.graph.node):
+        raise UnsupportedModelError(
+            "the model is quantized already", hint="give the float model it was made from"
+        )
+    found = halves_in(model, edges=to != "int8")
+    if found is not None:
+        kind, where = found
+        raise UnsupportedModelError(
+            f"the model is in {SPELLED[kind]} already: {where}",
+            hint="give the float32 model it was made from; for both, int8 first, then 16 bits",
+        )
 
 
 def check_zeros(plain: Model, written: Model) -> None:
@@ -211,10 +246,6 @@ class _Trial:
 
 
 def _integers(model: Model, ready: Model, options: QuantizeOptions, data: Data) -> Converted:
-    if any(n.op_type in ("QuantizeLinear", "QLinearConv") for n in ready.proto.graph.node):
-        raise UnsupportedModelError(
-            "the model is quantized already", hint="give the float model it was made from"
-        )
     flat, _ = without_batch_norms(ready)
     found = find_layers(flat, _left_in(ready, options))
     if not found.layers:

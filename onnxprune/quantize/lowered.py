@@ -185,7 +185,8 @@ class _Lowering:
         back = {new: old for old, new in self.moved.items()}
         for name in node.output:
             if name in back:
-                made = helper.make_node("Cast", [name], [back[name]], f"{back[name]}_fp32", to=FP32)
+                label = self._fresh(f"{back[name]}_fp32")
+                made = helper.make_node("Cast", [name], [back[name]], label, to=FP32)
                 self.pending.append(made)
         for value in self.graph.output if self.convert_io else ():
             if value.name in node.output and self.kinds.get(value.name) == self.low:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ from onnxprune.graph import captured_names
 from onnxprune.io import Model, Weight, serialize
 from onnxprune.types import AnyArray, FloatArray
 
-_log = logging.getLogger(__name__)
 _SCALES = 5  # inputs of a BatchNormalization: X, scale, B, mean, var
 
 
@@ -27,14 +25,20 @@ def inlined(model: Model) -> Model:
     return replace(model, proto=inliner.inline_local_functions(model.proto))
 
 
+def opset_of(model: Model) -> int:
+    """Version of the ONNX operators, 0 where the model uses none of them."""
+    known = (o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx"))
+    return next(known, 0)
+
+
 def raised(model: Model, opset: int) -> Model:
     """The model in at least that version of the ONNX operators.
 
     Raises:
         UnsupportedModelError: ONNX has no way to convert it.
     """
-    given = next((o for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), None)
-    if given is None or given.version >= opset:
+    given = opset_of(model)
+    if not given or given >= opset:
         return model
     from onnx import version_converter
 
@@ -44,8 +48,7 @@ def raised(model: Model, opset: int) -> Model:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UnsupportedModelError(
-            f"opset {given.version} has no such types, and ONNX cannot raise it to {opset}: "
-            f"{reason}",
+            f"opset {given} has no such types, and ONNX cannot raise it to {opset}: {reason}",
             hint=f"export the model with opset {opset} or later",
         ) from error
     for kind in ("input", "output"):  # whose shapes it infers anew
@@ -53,7 +56,6 @@ def raised(model: Model, opset: int) -> Model:
         for value in getattr(made.graph, kind):
             if value.name in values:
                 value.CopyFrom(values[value.name])
-    _log.warning("opset raised from %d to %d, which has the types", given.version, opset)
     return Model(made, None, path=model.path, file_bytes=model.file_bytes, sources=model.sources)
 
 

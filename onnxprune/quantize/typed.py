@@ -225,6 +225,34 @@ class Typist:
             return None
 
 
+def halves_in(model: Model, *, edges: bool) -> tuple[int, str] | None:
+    """What computes in 16 bits already.
+
+    Args:
+        model: Without local functions.
+        edges: Look at inputs and outputs too.
+
+    Returns:
+        The type, and in words where it is; None where there is nothing of that.
+    """
+    kinds = Typist(model, FP16).kinds
+    layers = [node for node in model.proto.graph.node if node.op_type in _LAYERS]
+    found = [
+        (kinds[name], node) for node in layers for name in node.input if kinds.get(name) in SPELLED
+    ]
+    low = {node.output[0]: node for _, node in found}
+    if found:
+        first = found[0][1]
+        where = f"'{first.name or first.output[0]}'"
+        if len(low) == len(layers):
+            return found[0][0], "all its layers"
+        return found[0][0], f"{len(low)} of its {len(layers)} layers, first {where}"
+    for value in (*model.proto.graph.input, *model.proto.graph.output):
+        if edges and kinds.get(value.name) in SPELLED:
+            return kinds[value.name], f"'{value.name}'"
+    return None
+
+
 def _bodies(node: onnx.NodeProto) -> bool:
     return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 

@@ -75,10 +75,20 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         yield from map(_line, _quantized_lines(report.quantized, verbose=verbose))
     if report.latency is not None:
         yield _line(_times(report.latency))
+        if report.quantized is not None and report.latency.ratio > 1:
+            yield _line(_slower(report.quantized.to))
     yield from _drift_lines(report)
     yield from _check_lines(report, verbose=verbose)
     yield _line(_closing(report))
     yield from _next(report)
+
+
+def _slower(to: str) -> str:
+    """Why fewer bits are no faster here."""
+    what = "Q/DQ pairs" if to == "int8" else f"{to} models"
+    return (
+        f"ONNX Runtime on this CPU runs {what} slower than float32; TensorRT is what they are for"
+    )
 
 
 def _rounding(report: Report) -> str:

@@ -97,7 +97,7 @@ def build(
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                return _dead("timeout", f"{_LIBRARY} had not answered after {timeout:g} s",
+                return _dead("timeout", f"the model was not built in {timeout:g} s",
                              "give it longer with --timeout")  # fmt: skip
         if done.returncode or not result.exists():
             return _dead("crashed", _last_words(done.returncode, log),

@@ -161,6 +161,14 @@ def test_crash_is_explained_by_the_rule_that_foresaw_it(
     assert "crashed: SIGSEGV, and 1 more; DequantizeLinear 'k': it reads 'wu'" in err
 
 
+def test_timeout_is_no_refusal(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = builder.build(Path("chain.onnx"), {}, timeout=0.1, worker=("sleep", "9"))
+    answers(monkeypatch, late)
+    code, _, err = call("check", "chain.onnx")
+    assert code == 4
+    assert "TensorRT gave no answer: the model was not built in 0.1 s; give it longer" in err
+
+
 def test_shapes_of_a_dynamic_input_go_into_profile_and_command(call: Call) -> None:
     found = call.json(
         "check", "open.onnx", "--no-build", "--min-shape", "x:1x3x8x8", "--opt-shape", "x:4x3x8x8",

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import io
+from onnxprune import io, shrinking
 from onnxprune.cli import run
 from onnxprune.recipe import read
 from onnxprune.report.schemas import stored
+from onnxprune.types import Latency
 from tests.small import conv_chain, parsed, reloaded
 
 
@@ -199,3 +200,83 @@ def test_int8_then_fp16_keeps_both_in_the_recipe_and_is_repeated_so(call: Call) 
     again = ("--recipe", "i.fp16.onnx", "-o", "two.onnx")
     assert call("shrink", "chain.onnx", *again, *run_)[0] == 0
     assert Path("i.fp16.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+def test_what_is_in_few_bits_already_is_refused_in_one_line(call: Call) -> None:
+    chain = ("quantize", "chain.onnx", "--data", "data.npz", "--to")
+    call(*chain, "fp16", "-o", "half.onnx")
+    call(*chain, "fp16", "--convert-io", "-o", "io.onnx")
+    call(*chain, "fp16", "--ignore", "w1", "-o", "mixed.onnx")
+    call(*chain, "bf16", "-o", "brain.onnx")
+    call(*chain, "int8", "-o", "eight.onnx")
+    for name, said in (
+        ("half", "in float16 already: all its layers"),
+        ("io", "in float16 already: all its layers"),
+        ("mixed", "in float16 already: 2 of its 3 layers, first "),
+        ("brain", "in bfloat16 already: all its layers"),
+    ):
+        for to in ("fp16", "bf16", "int8"):
+            code, _, err = call("quantize", f"{name}.onnx", "--to", to, "--data", "data.npz")
+            assert (code, err.count("\n")) == (3, 1), err
+            assert said in err
+    code, _, err = call("quantize", "eight.onnx", "--to", "int8", "--data", "data.npz")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "quantized already" in err
+    for to in ("fp16", "bf16"):
+        assert call("quantize", "eight.onnx", "--to", to, "--data", "data.npz")[0] == 0
+
+
+def test_bfloat16_that_cannot_be_run_is_said_with_a_way_on(call: Call) -> None:
+    call("quantize", "chain.onnx", "--to", "bf16", "-o", "brain.onnx")
+    for command in (
+        ("shrink", "brain.onnx", "--ratio", "0.5"),
+        ("shrink", "brain.onnx", "--ratio", "0.5", "--data", "data.npz"),
+        ("sparsify", "brain.onnx", "--pattern", "2:4"),
+        ("compare", "chain.onnx", "brain.onnx"),
+    ):
+        code, _, err = call(*command)
+        assert (code, err.count("\n")) == (4, 1), command
+        assert "it has no bfloat16 kernels on a CPU" in err
+        assert "work on the float32 model, and quantize last" in err
+    assert call("shrink", "brain.onnx", "--ratio", "0.5", "--verify", "none")[0] == 0
+
+
+def test_int8_behind_a_pattern_takes_a_finer_step_rather_than_no_cut(call: Call) -> None:
+    reloaded(conv_chain((3, 64, 64)), Path("wide.onnx"))
+    asked = ("shrink", "wide.onnx", "--ratio", "0.4", "--then", "2:4", "--quantize", "int8",
+             "--data", "data.npz")  # fmt: skip
+    assert call(*asked, "-o", "o.onnx")[0] == 0
+    assert io.load("o.onnx").weights()["w1"].shape[:2] == (48, 48), "sixteens, not thirty-twos"
+    _, _, err = call(*asked, "--round-to", "auto", "--dry-run")
+    assert "round-to auto leave every group whole; --round-to 16 cuts most of them" in err
+
+
+def test_data_that_give_no_ranges_are_named_and_few_of_them_warned_of(call: Call) -> None:
+    x = np.load("data.npz")["x"]
+    np.savez("few.npz", x=x[:4])
+    code, _, err = call("quantize", "chain.onnx", "--to", "int8", "--data", "few.npz", "--dry-run")
+    assert code == 0
+    assert "int8 takes its ranges from 4 samples only" in err
+    x[3, 0, 0, 0] = np.inf
+    np.savez("inf.npz", x=x)
+    for command in (
+        ("quantize", "chain.onnx", "--to", "int8"),
+        ("shrink", "chain.onnx", "--ratio", "0.5"),
+        ("sparsify", "chain.onnx", "--pattern", "2:4"),
+    ):
+        code, _, err = call(*command, "--data", "inf.npz")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "inf.npz: the array for input 'x' has infinite values in it" in err
+
+
+def test_int8_that_is_slower_here_is_said_to_be_for_tensorrt(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("shrink", "chain.onnx", "--ratio", "0.5", "--quantize", "int8", "--data", "data.npz",
+             "--latency", "--dry-run")  # fmt: skip
+    for ratio, slower in ((2.0, True), (0.5, False)):
+        times = Latency(1e-3, ratio * 1e-3, ratio, ratio, ratio, 10, 1)
+        monkeypatch.setattr(shrinking, "timed_in_turn", lambda *_, found=times, **__: found)
+        code, out, _ = call(*asked)
+        assert code == 0
+        assert ("runs Q/DQ pairs slower than float32; TensorRT is what" in out) is slower

@@ -200,6 +200,14 @@ def test_a_first_round_that_loses_too_much_is_an_error() -> None:
         (("--lossless", "--finetune", "--train-data", "points.npz"), "--lossless cannot go"),
         (("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--dry-run"), "--dry-run"),
         (("--ratio", "0.5", "--max-loss", "0.1"), "--sensitivity"),
+        (
+            ("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--quantize", "fp16"),
+            "then onnxprune quantize RESULT --to TYPE",
+        ),
+        (
+            ("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--then", "2:4"),
+            "then onnxprune sparsify RESULT --pattern P",
+        ),
         (("--ratio", "0.5", "--soft"), "--soft goes with --finetune"),
         (("--ratio", "0.5", "--finetune", "--train-data", "points.npz", "--soft"), "one step"),
     ],

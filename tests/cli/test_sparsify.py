@@ -315,6 +315,17 @@ def test_then_with_data_is_a_part_of_the_refit(call: Call) -> None:
     assert drifts[1] < 0.7 * drifts[0]
 
 
+def test_a_pattern_that_a_later_shrink_destroys_is_warned_of(call: Call) -> None:
+    np.savez("d.npz", np.random.default_rng(3).standard_normal((64, 3, 8, 8)).astype(np.float32))
+    call("sparsify", "chain.onnx", "--pattern", "2:4", "-o", "thin.onnx")
+    given = ("shrink", "thin.onnx", "--ratio", 0.2, "--round-to", 4, "--data", "d.npz", "--dry-run")
+    code, _, err = call(*given)
+    assert code == 0
+    assert "1 layer held 2:4 before and no longer does: --then 2:4 keeps the pattern" in err
+    assert "no longer" not in call(*given, "--then", "2:4")[2]
+    assert "no longer" not in call("shrink", "chain.onnx", *given[2:])[2]
+
+
 def test_then_repeated_without_the_data_says_so_and_takes_the_smallest(call: Call) -> None:
     np.savez("d.npz", np.random.default_rng(3).standard_normal((200, 3, 8, 8)).astype(np.float32))
     call("shrink", "chain.onnx", "--ratio", 0.2, "--then", "2:4", "--data", "d.npz")

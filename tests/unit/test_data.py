@@ -199,6 +199,12 @@ def test_scalar_is_the_same_for_every_run(tmp_path: Path) -> None:
         pytest.param(identity("float", "N"), {"x": np.array(["a"])}, "found <U1", id="text"),
         pytest.param(identity("float", "N"), {"x": np.array([1j])}, "found complex", id="complex"),
         pytest.param(identity("float", "N"), {"x": np.array([1, np.nan])}, "NaN", id="nan"),
+        pytest.param(
+            identity("float", "N"), {"x": np.array([1, -np.inf])}, "infinite", id="infinite"
+        ),
+        pytest.param(
+            identity("float16", "N"), {"x": np.array([1, 1e5])}, "1e\\+05, which", id="too-large"
+        ),
         pytest.param(identity("float", "N"), {"x": np.array([{}])}, "pickle", id="pickle"),
         pytest.param(identity("float", "N"), {"x": np.zeros(0)}, "0 samples", id="empty"),
         pytest.param(identity("float", "4"), {"x": np.zeros(3)}, "3 samples", id="too few"),

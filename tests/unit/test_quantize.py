@@ -196,7 +196,7 @@ def test_constant_nodes_become_16_bit_whatever_attribute_holds_them() -> None:
 
 def test_model_without_float32_has_nothing_to_convert() -> None:
     model = parsed("g (float16[1,4] x) => (float16[1,4] y) {y = Neg(x)}")
-    with pytest.raises(UnsupportedModelError, match="nothing in it can become float16"):
+    with pytest.raises(UnsupportedModelError, match="in float16 already: 'x'"):
         made(model, "fp16")
 
 
