@@ -56,7 +56,7 @@ ORDER = tuple(
     train.torch_graph train.torch_trainer
     train.backends train.batching train.zeros
     train.objective train.samples train.given train.gradcheck train.schedule train.checkpoint
-    train.judge train.loop train.session tuning rounds
+    train.interrupts train.judge train.loop train.session tuning rounds
     terminal
     commands commands.options commands.finetune commands.training
     commands.inspect commands.shrink commands.sparsify commands.quantize

@@ -92,6 +92,10 @@ class Checkpoint:
             raise UsageError(
                 f"'{path}' is no checkpoint that can be read", hint="delete it, and start again"
             ) from error
+        if not state:
+            raise UsageError(
+                f"'{path}' holds no state of the trainer", hint="delete it, and start again"
+            )
         if about["key"] != key:
             raise UsageError(
                 f"checkpoint '{path}' is of another model, other data or other options",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,31 @@ def test_another_process_gives_the_same_bytes() -> None:
             check=True,
         )  # fmt: skip
     assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+@pytest.mark.training
+def test_an_interrupted_process_ends_soon_and_goes_on_to_the_same_bytes() -> None:
+    installed()
+    call = [sys.executable, "-m", "onnxprune", "finetune", "chain.onnx", "--data", "images.npz",
+            "--labels", "kinds.npy", "--epochs", "300", "--batch-size", "16", "--threads", "1",
+            "-q", "-o"]  # fmt: skip
+    whole = subprocess.Popen([*call, "whole.onnx"])
+    with subprocess.Popen([*call, "out.onnx"], stderr=subprocess.PIPE, text=True) as process:
+        while not Path("out.onnx.checkpoint.npz").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 8
+    assert err == (
+        "onnxprune: interrupted (--resume goes on from 'out.onnx.checkpoint.npz', "
+        "which has the best so far)\n"
+    )
+    assert subprocess.run([*call, "out.onnx", "--resume"], check=False).returncode == 0
+    assert whole.wait() == 0
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
 
 
 @pytest.mark.training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,70 @@ def test_an_interruption_saves_where_it_stands() -> None:
         tuned(output="out.onnx", trainer=Falters(20, KeyboardInterrupt()))
     again, _ = tuned(output="out.onnx", resume=True)
     assert np.array_equal(array(again, "w"), array(whole, "w"))
+
+
+class Signals(FromGradients):
+    """Gets an order to end half-way through an update; asked for more amid it, it has nothing."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(softmax)
+        self.at, self.done, self.amid = at, 0, False
+
+    def step(self, *given: Any, **named: Any) -> float:
+        self.done += 1
+        self.amid = True
+        weights = self._held["w"].copy()
+        if self.done == self.at:
+            self._held["w"] += 1
+            signal.raise_signal(signal.SIGINT)
+            self._held["w"][...] = weights
+        loss = super().step(*given, **named)
+        self.amid = False
+        return loss
+
+    def state(self) -> Any:
+        return {} if self.amid else super().state()
+
+
+@pytest.mark.parametrize("at", [3, 14, 20, 28])
+def test_an_order_to_end_is_followed_between_two_steps(at: int) -> None:
+    tuned(output="whole.onnx")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"--resume goes on from 'out\.onnx\.checkpoint"):
+        tuned(output="out.onnx", trainer=Signals(at))
+    assert signal.getsignal(signal.SIGINT) is before
+    tuned(output="out.onnx", resume=True)
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_an_interruption_amid_a_step_leaves_the_checkpoint_before() -> None:
+    class Breaks(FromGradients):
+        done = 0
+
+        def step(self, *given: Any, **named: Any) -> float:
+            self.done += 1
+            if self.done == 20:
+                self._held["w"] += 1
+                raise KeyboardInterrupt
+            return super().step(*given, **named)
+
+    tuned(output="whole.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Breaks(softmax))
+    with np.load("out.onnx.checkpoint.npz") as held:
+        assert "state/w" in held.files
+    tuned(output="out.onnx", resume=True)
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_a_checkpoint_without_state_is_refused() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Signals(20))
+    with np.load("out.onnx.checkpoint.npz") as held:
+        kept = {name: held[name] for name in held.files if not name.startswith("state/")}
+    np.savez("out.onnx.checkpoint.npz", **kept)
+    with pytest.raises(UsageError, match=r"no state of the trainer \(delete it"):
+        tuned(output="out.onnx", resume=True)
 
 
 def test_a_loss_that_is_no_number_ends_it_and_the_best_is_left() -> None:
