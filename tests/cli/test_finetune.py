@@ -97,6 +97,32 @@ def test_a_wrong_call_is_one_line_and_leaves_no_file(
     assert left() == BEFORE
 
 
+LABELS = np.arange(240) % 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.where(LABELS == 2, 3, LABELS), "label 3 is none of the 3 classes of output 'y'"),
+        (LABELS - 1, "label -1 is none of the 3 classes of output 'y' (give classes from 0 to 2)"),
+        (LABELS + 0.5, "labels have 0.5 in them (give the class of each sample as a whole number)"),
+        (np.where(LABELS == 2, np.nan, LABELS), "labels have nan in them"),
+        (LABELS.astype(str), "labels are <U21, not numbers"),
+        (np.eye(3)[LABELS], "labels have shape [?, 3], not [?] as output 'y' wants them"),
+        (LABELS[:, None], "labels have shape [?, 1], not [?] as output 'y' wants them"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_no_classes_are_refused_before_training(
+    call: Call, labels: np.ndarray, said: str
+) -> None:
+    np.save("classes.npy", labels)
+    code, out, err = call("m.onnx", "--data", "points.npz", "--labels", "classes.npy")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert left() == BEFORE
+
+
 def test_a_model_without_float_weights_is_refused(call: Call) -> None:
     from tests.small import parsed
 

@@ -75,6 +75,11 @@ def test_labels_are_learned_and_only_weights_change() -> None:
     assert not Path("out.onnx.checkpoint.npz").exists()
 
 
+def test_labels_may_be_whole_floats() -> None:
+    made, _ = tuned(labels=points()[1].astype(np.float32))
+    assert np.array_equal(array(made, "w"), array(tuned()[0], "w"))
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     one, two, other = tuned()[0], tuned()[0], tuned(seed=4)[0]
     assert np.array_equal(array(one, "w"), array(two, "w"))
