@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.feeds import spell
-from onnxprune.types import AnyArray, IntArray, Shape
+from onnxprune.types import IntArray, Shape
 
 _HINT = "give the class of each sample as a whole number"
 

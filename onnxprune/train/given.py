@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.checks import AnyModel
 from onnxprune.data import Data, load_data
 from onnxprune.dims import size_of
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.feeds import inputs_of, spell
 from onnxprune.gauges import read_labels
 from onnxprune.io import Model, as_model, load
@@ -25,6 +25,7 @@ from onnxprune.types import AnyArray
 
 _KINDS = ("ce", "kd", "mse")
 _OPTIMIZERS = ("adamw", "sgd")
+_BESIDE = 32  # models in a folder that may be the one that a recipe was made for
 _SEEN = 1024  # held-out samples that drift is measured on
 _log = logging.getLogger(__name__)
 
@@ -188,17 +189,25 @@ def _original(model: Model, recipe: Recipe | None) -> Model | None:
     """The file that a recipe was made for, if it lies beside the model: its digest tells."""
     if recipe is None or model.path is None:
         return None
-    stem = model.path.stem
-    while (cut := re.sub(r"\.[^.]*$", "", stem)) != stem:
-        stem = cut
-        path = model.path.with_name(f"{stem}.onnx")
-        if not path.is_file():
-            continue
+    for path in _beside(model.path):
         try:
             found = load(path)
-        except ModelError:
+            same = digest(found) == recipe.input_sha256
+        except (OnnxPruneError, OSError):  # whatever else lies there
             continue
-        if digest(found) == recipe.input_sha256:
+        if same:
             _log.info("teacher: '%s', which the recipe was made for", path)
             return found
     return None
+
+
+def _beside(path: Path) -> list[Path]:
+    """Models in the same folder: those of like names first, then, up to a number, all others."""
+    stem, likely = path.stem, []
+    while (cut := re.sub(r"\.[^.]*$", "", stem)) != stem:
+        stem = cut
+        likely.append(path.with_name(f"{stem}.onnx"))
+    others = [one for one in sorted(path.parent.glob("*.onnx")) if one != path]
+    # An original is hardly smaller than what was cut from it: where there are many, large ones.
+    others.sort(key=lambda one: one.stat().st_size if one.is_file() else 0, reverse=True)
+    return [one for one in dict.fromkeys([*likely, *others[:_BESIDE]]) if one.is_file()]

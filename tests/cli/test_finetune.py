@@ -200,6 +200,20 @@ def test_a_pruned_model_imitates_the_one_beside_it_without_labels(call: Call) ->
     assert {"w0", "w1", "head"} <= set(recipe.restored)
 
 
+@pytest.mark.parametrize("name", ["other.onnx", "a b.onnx", "chain.fp32.v2.onnx"])
+def test_the_original_is_found_whatever_its_name(name: str) -> None:
+    from onnxprune.train.given import Given
+    from onnxprune.train.zeros import recipe_of
+
+    shrink("chain.onnx", ratio=0.5, output="small.onnx")
+    Path("chain.onnx").rename(name)
+    Path("broken.onnx").write_bytes(b"no model")
+    small = io.load("small.onnx")
+    given = Given.read(small, "images.npz", None, None, recipe_of(small), 0.1, (), seed=0, batch=16)
+    assert given.teacher is not None
+    assert given.teacher.path == Path(name)
+
+
 @pytest.mark.training
 def test_zeros_of_two_in_four_are_exact_in_the_file(call: Call) -> None:
     installed()
