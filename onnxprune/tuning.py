@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.analysing import analysed
-from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_sources
+from onnxprune.checks import (
+    AnyModel,
+    Check,
+    check_kinds,
+    check_level,
+    check_mappings,
+    check_outputs,
+    check_sources,
+)
 from onnxprune.cost import stats
-from onnxprune.data import Data, digest_of
+from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with
@@ -39,7 +47,7 @@ _log = logging.getLogger(__name__)
 def finetune(
     model: AnyModel,
     *,
-    data: Path | str | Data,
+    data: AnyData,
     labels: Path | str | AnyArray | None = None,
     teacher: AnyModel | None = None,
     loss: str | Sequence[str] = (),
@@ -72,7 +80,7 @@ def finetune(
 
     Args:
         model: A path, a loaded model, or a message.
-        data: Inputs to train on: an ``.npz`` file or ``Data``.
+        data: Inputs to train on: an ``.npz`` file, a mapping of input name to array, or ``Data``.
         labels: Class of each sample: an ``.npy`` file, an ``.npz`` with ``labels``, or an array.
         teacher: The model to imitate, which needs no labels; None takes the one that the recipe
             of ``model`` was made from, where it lies beside it.
@@ -117,6 +125,12 @@ def finetune(
         TrainingError: Training did not come to its end; a checkpoint is left.
         VerificationError: Gradients or the result are wrong, or the result passes a limit.
     """
+    check_kinds(
+        numbers={"max_drift": max_drift, "min_cosine": min_cosine, "min_top1": min_top1},
+        wholes={"seed": seed, "threads": threads},
+        texts={"keep_zeros": keep_zeros, "verify": verify, "train_python": train_python},
+    )
+    check_mappings(input_shapes=input_shapes)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
     check_numbers(

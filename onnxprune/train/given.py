@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.checks import AnyModel
-from onnxprune.data import Data, load_data
+from onnxprune.checks import AnyModel, check_kinds, check_patterns
+from onnxprune.data import AnyData, Data, as_data, load_data
 from onnxprune.dims import size_of
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.feeds import inputs_of, spell
@@ -36,6 +36,13 @@ def check_numbers(*, optimizer: str, epochs: int, batch_size: int, **numbers: fl
     Raises:
         UsageError: The first of them.
     """
+    check_kinds(
+        numbers={{"rate": "lr"}.get(name, name): value for name, value in numbers.items()},
+        wholes={"epochs": epochs, "batch_size": batch_size},
+        texts={"optimizer": optimizer},
+    )
+    if epochs is None or batch_size is None:
+        raise UsageError("epochs and batch-size are whole numbers", hint="leave out what is None")
     if optimizer not in _OPTIMIZERS:
         raise UsageError(f"optimizer is '{optimizer}'", hint=f"give {' or '.join(_OPTIMIZERS)}")
     if epochs < 0:
@@ -74,7 +81,7 @@ class Given:
     def read(
         cls,
         model: Model,
-        data: Path | str | Data,
+        data: AnyData,
         labels: Path | str | AnyArray | None,
         teacher: AnyModel | None,
         recipe: Recipe | None,
@@ -88,6 +95,7 @@ class Given:
         Raises:
             UsageError: Something is missing, or does not fit.
         """
+        check_patterns(loss=loss)
         losses = tuple(loss.split(",")) if isinstance(loss, str) else tuple(loss)
         for one in losses:
             if one not in _KINDS:
@@ -101,8 +109,9 @@ class Given:
         if isinstance(validation, str | Path):
             train, held = samples, _held_out(validation, model, samples, batch)
         else:
-            if not 0 < validation < 1:
-                raise UsageError(f"val is {validation:g}", hint="give a share, 0 < share < 1")
+            check_kinds(numbers={"val": validation})
+            if validation is None or not 0 < validation < 1:
+                raise UsageError(f"val is {validation}", hint="give a share, 0 < share < 1")
             train, held = samples.split(validation, seed)
         fixed = fixed_batch(model.proto)
         return cls(train, held, found, losses, fixed)
@@ -118,10 +127,13 @@ class Given:
 
 
 def _samples(
-    data: Path | str | Data, labels: Path | str | AnyArray | None, model: Model, batch: int
+    data: AnyData, labels: Path | str | AnyArray | None, model: Model, batch: int
 ) -> Samples:
-    read = load_data(data, model, batch=max(batch, 64)) if isinstance(data, str | Path) else data
-    if read.random:
+    if isinstance(data, str | Path):
+        read: Data | None = load_data(data, model, batch=max(batch, 64))
+    else:
+        read = as_data(data, model)
+    if read is None or read.random:
         raise UsageError("training needs inputs of yours", hint="--data FILE.npz")
     if isinstance(labels, str | Path):
         labels = read_labels(labels, read.samples, fixed_batch(model.proto) or 1)

@@ -80,6 +80,33 @@ def test_labels_may_be_whole_floats() -> None:
     assert np.array_equal(array(made, "w"), array(tuned()[0], "w"))
 
 
+def test_data_may_be_arrays_in_memory() -> None:
+    made, _ = tuned(data={"x": points()[0]})
+    assert np.array_equal(array(made, "w"), array(tuned()[0], "w"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": None}, "training needs inputs"),
+        ({"data": 3}, "data is a int"),
+        ({"data": {"x": np.ones((9, 5), np.float32)}}, "input 'x' is float32 "),
+        ({"epochs": "3"}, "epochs is '3', not a whole number"),
+        ({"epochs": None}, "epochs and batch-size are whole numbers"),
+        ({"batch_size": 1.5}, "batch-size is 1.5, not a whole number"),
+        ({"rate": "0.1"}, "lr is '0.1', not a number"),
+        ({"optimizer": 3}, "optimizer is 3, not a text"),
+        ({"validation": None}, "val is None"),
+        ({"loss": 3}, "loss is 3"),
+        ({"seed": "1"}, "seed is '1', not a whole number"),
+        ({"max_drift": "0.1"}, "max-drift is '0.1', not a number"),
+    ],
+)
+def test_values_of_another_kind_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        tuned(**options)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     one, two, other = tuned()[0], tuned()[0], tuned(seed=4)[0]
     assert np.array_equal(array(one, "w"), array(two, "w"))
