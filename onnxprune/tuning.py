@@ -35,7 +35,7 @@ from onnxprune.train.checkpoint import Checkpoint
 from onnxprune.train.copying import TrainingCopy
 from onnxprune.train.given import Given, check_numbers
 from onnxprune.train.protocol import Trainer
-from onnxprune.train.session import Training
+from onnxprune.train.session import Training, wanted_of
 from onnxprune.train.zeros import check_zeros, recipe_of
 from onnxprune.types import AnyArray, Limits, Report, Shape, Tuned, Verdict
 from onnxprune.verdicts import judged
@@ -210,6 +210,35 @@ def finetune(
         layers=layer_reports(graph, costs),
         tuned=tuned,
     )
+
+
+def check_training(
+    model: Model,
+    *,
+    data: AnyData,
+    labels: Path | str | AnyArray | None = None,
+    loss: str | Sequence[str] = (),
+    epochs: int = 3,
+    rate: float | None = None,
+    batch_size: int = 64,
+    optimizer: str = "adamw",
+    validation: float | Path | str = 0.1,
+    trainer: str | Trainer = "ort",
+    train_python: str | None = None,
+    seed: int = 0,
+    **_others: object,
+) -> None:
+    """Refuse what ``finetune`` would refuse of models cut from ``model``, which they imitate.
+
+    Raises:
+        OnnxPruneError: As ``finetune``.
+    """
+    check_numbers(epochs=epochs, rate=rate, batch_size=batch_size, optimizer=optimizer)
+    kinds = set(loss.split(",") if isinstance(loss, str) else loss)
+    teacher = None if kinds == {"ce"} else model
+    given = Given.read(model, data, labels, teacher, None, validation, loss, seed, batch_size)
+    wanted_of(TrainingCopy.of(model).proto, given, model)
+    trainer_of(trainer, train_python)
 
 
 def _checkpoint(output: Path, *, resume: bool, force: bool) -> Path:

@@ -103,6 +103,48 @@ def test_each_round_cuts_what_the_last_one_trained_until_the_ratio_is_met() -> N
     assert report.before.params > report.after.params
 
 
+def test_training_data_and_labels_are_checked_before_the_first_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = np.load("classes.npy")
+    np.save("wrong.npy", labels + 1)
+    for data, named in (("points.npz", "wrong.npy"), ("none.npz", "classes.npy")):
+        code = run(["shrink", "m.onnx", "--ratio", "0.5", "--finetune", "--train-data", data,
+                    "--labels", named, "-o", "out.onnx"])  # fmt: skip
+        assert code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not Path("out.onnx.rounds").exists()
+
+
+def test_a_folder_without_a_trained_round_is_no_obstacle() -> None:
+    class Breaks(FromGradients):
+        def prepare(self, *given: Any) -> None:
+            raise TrainingError("the process cannot be started")
+
+    with pytest.raises(TrainingError):
+        rounds(trainer=Breaks(gradients))
+    assert Path("out.onnx.rounds/1.cut.onnx").exists()
+    rounds(schedule="polynomial")
+    assert Path("out.onnx").exists()
+
+
+def test_force_starts_again_beside_a_checkpoint_of_other_options() -> None:
+    class Dies(FromGradients):
+        steps = 0
+
+        def step(self, *given: Any, **named: Any) -> float:
+            self.steps += 1
+            if self.steps == 50:
+                raise TrainingError("the process died")
+            return super().step(*given, **named)
+
+    with pytest.raises(TrainingError):
+        rounds(trainer=Dies(gradients))
+    with pytest.raises(UsageError, match="--resume goes on behind them, --force starts again"):
+        rounds(ratio=0.25)
+    rounds(ratio=0.25, force=True)
+
+
 def test_rounds_that_were_broken_off_go_on_to_the_same_bytes() -> None:
     rounds(output="whole.onnx")
 
