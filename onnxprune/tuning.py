@@ -159,7 +159,7 @@ def finetune(
                 heard=progress or (lambda _: None),
             )  # fmt: skip
             key = sha256(f"{digest(original)} {_digest(given)} {training.key}".encode()).hexdigest()
-            before = Checkpoint.read(checkpoint, key) if resume and checkpoint else None
+            before = Checkpoint.read(checkpoint, key, epochs) if resume and checkpoint else None
             chosen = trainer_of(trainer, train_python)
         with clock.stage("train"):
             loop, checked = training.run(chosen, checkpoint, key, before)

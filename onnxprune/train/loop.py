@@ -217,8 +217,8 @@ class Loop:
         with self._exchange():
             state = dict(self.trainer.state())
         point = Checkpoint(
-            self.key, self._epoch, len(self._losses), tuple(self._losses), tuple(self.history),
-            self.best_epoch, self.best, state,
+            self.key, self.course.epochs, self._epoch, len(self._losses), tuple(self._losses),
+            tuple(self.history), self.best_epoch, self.best, state,
         )  # fmt: skip
         try:
             point.write(self.checkpoint)

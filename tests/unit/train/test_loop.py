@@ -204,6 +204,7 @@ def test_a_loss_that_is_no_number_ends_it_and_the_best_is_left() -> None:
         tuned(output="out.onnx", trainer=Falters(30, None))
     made, report = tuned(output="out.onnx", resume=True, epochs=2)  # what it has, and no more
     assert report.tuned.best in (1, 2)
+    assert "the result is what 2 of 4 epochs gave" in report.warnings
     assert accuracy(made) > 0.8
 
 
@@ -220,6 +221,15 @@ def test_a_checkpoint_of_other_options_is_refused() -> None:
         tuned(output="out.onnx", trainer=Falters(30, None))
     with pytest.raises(UsageError, match="other options"):
         tuned(output="out.onnx", resume=True, rate=0.01)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 6])
+def test_a_checkpoint_of_another_number_of_epochs_is_refused(epochs: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Signals(30))  # amid the third of four
+    said = r"of a run of 4 epochs, not \d.*\(--epochs 4 goes on, --epochs 2 takes what it has\)"
+    with pytest.raises(UsageError, match=said):
+        tuned(output="out.onnx", resume=True, epochs=epochs)
 
 
 def test_a_damaged_checkpoint_is_refused() -> None:
