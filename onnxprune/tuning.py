@@ -237,7 +237,7 @@ def check_training(
     kinds = set(loss.split(",") if isinstance(loss, str) else loss)
     teacher = None if kinds == {"ce"} else model
     given = Given.read(model, data, labels, teacher, None, validation, loss, seed, batch_size)
-    wanted_of(TrainingCopy.of(model).proto, given, model)
+    wanted_of(copy := TrainingCopy.of(model), copy.proto, given)
     trainer_of(trainer, train_python)
 
 

@@ -11,8 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import onnx
 
-from onnxprune.errors import UsageError
-from onnxprune.io import Model
+from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.recipe import Recipe
 from onnxprune.runtime import session, usable_cores
 from onnxprune.train.backends import check_supported
@@ -83,7 +82,7 @@ class Training:
             UsageError: Options do not go together with the model.
         """
         proto, size = _batched(copy, given, batch_size)
-        pairs = wanted_of(proto, given, copy.graph.source)
+        pairs = wanted_of(copy, proto, given)
         taught, shown = _teachers(given, pairs, heard)
         objective = Objective(pairs, temperature, _scales(taught, len(given.train)))
         weights = tuple(_reaching(proto, [t.tensor for t in objective.terms], copy.weights))
@@ -174,12 +173,20 @@ class Training:
                 yield name
 
 
-def wanted_of(proto: onnx.ModelProto, given: Given, model: Model) -> tuple[tuple[Aim, Kind], ...]:
-    """What is asked of which output of ``model``, whose training copy is ``proto``.
+def wanted_of(
+    copy: TrainingCopy, proto: onnx.ModelProto, given: Given
+) -> tuple[tuple[Aim, Kind], ...]:
+    """What is asked of which output of a model, of which trainers get ``proto``.
 
     Raises:
         UsageError: Labels or teacher are missing, or the labels are no classes of the model.
+        UnsupportedModelError: The model is quantized.
     """
+    if copy.quantized is not None:
+        raise UnsupportedModelError(
+            f"the weights of {copy.quantized} are quantized, and such cannot be trained",
+            hint="fine-tune the float model, before quantize",
+        )
     pairs = choose(
         aims(proto),
         given.losses,
@@ -190,7 +197,7 @@ def wanted_of(proto: onnx.ModelProto, given: Given, model: Model) -> tuple[tuple
     if aim is not None:
         count = given.fixed or 1
         inputs = {name: array[:count] for name, array in given.train.inputs.items()}
-        scores = np.shape(session(model).run(inputs)[aim.output])
+        scores = np.shape(session(copy.graph.source).run(inputs)[aim.output])
         for labels in (given.train.labels, given.held_out.labels):
             if labels is not None:
                 axis = -1 if aim.axis is None else aim.axis

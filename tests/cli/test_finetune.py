@@ -134,6 +134,16 @@ def test_a_model_without_float_weights_is_refused(call: Call) -> None:
     assert "no float weight that could be trained" in err
 
 
+def test_quantized_weights_are_refused_with_what_to_do(call: Call) -> None:
+    from onnxprune.quantizing import quantize
+
+    quantize("chain.onnx", to="int8", data="images.npz", output="small.onnx")
+    code, _, err = call("small.onnx", "--data", "images.npz", "--labels", "kinds.npy")
+    assert code == 3
+    assert "are quantized, and such cannot be trained (fine-tune the float model, before " in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("python", ["no-such-python", sys.executable])
 def test_an_interpreter_that_cannot_do_it_is_exit_5_with_what_to_do(
     call: Call, python: str, monkeypatch: pytest.MonkeyPatch
