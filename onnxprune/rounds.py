@@ -29,6 +29,7 @@ from onnxprune.recipe import digest, read, replay
 from onnxprune.report.clock import Clock, Progress
 from onnxprune.request import Mode
 from onnxprune.select import PruningPlan
+from onnxprune.targets.trtexec import next_step
 from onnxprune.tuning import check_training, finetune
 from onnxprune.twin import softened
 from onnxprune.types import Report, Round
@@ -314,6 +315,7 @@ class _Walk:
             before=tuned.epochs[0].metric,
             after=tuned.epochs[tuned.best].metric,
             path=str(path),
+            measure=tuned.measure,
         )
         self.folder.keep(str(number), asdict(made))
         self.rounds.append(made)
@@ -360,5 +362,6 @@ class _Walk:
             output_path=str(output),
             verdict=verdict,
             rounds=tuple(self.rounds),
+            following=next_step(made, str(output), (report.stand_ins,)),
             written=(output,),
         )

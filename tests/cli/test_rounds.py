@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from onnxprune import io
 from onnxprune.cli import run
 from onnxprune.errors import TargetError, TrainingError, UsageError
+from onnxprune.report.build import as_json
+from onnxprune.report.schemas import stored
+from onnxprune.report.tuned import rounds_report
 from onnxprune.rounds import shrink_in_rounds
 from onnxprune.runtime import session
+from onnxprune.terminal import show
 from onnxprune.train.own import FromGradients
 from onnxprune.tuning import finetune
 from tests.small import parsed, reloaded
@@ -255,6 +260,31 @@ def test_options_that_do_not_go_together_are_refused(
     assert said in err
     assert err.count("\n") == 1
     assert not list(Path().glob("*pruned*"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("classes.npy", "share of held-out samples whose class is right (--labels)"),
+        (None, "share of held-out samples with the class that the original says"),
+    ],
+)
+def test_the_report_says_what_the_shares_are_and_what_is_next(
+    labels: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = FromGradients(gradients)
+    training = {**TRAINING, "labels": labels, "loss": (), "trainer": trainer, "epochs": 1}
+    _, report = shrink_in_rounds(
+        "m.onnx", "out.onnx", cut={"data": "points.npz"}, training=training, ratio=0.5
+    )
+    show(rounds_report(report))
+    lines = capsys.readouterr().out.splitlines()
+    assert said in lines
+    assert "drift on points.npz, 240 samples:" in lines
+    assert lines[-1].startswith("next: trtexec --onnx=out.onnx --minShapes=x:")
+    found = as_json(report)
+    jsonschema.validate(found, json.loads(stored("report")))
+    assert found["rounds"][0]["measure"] == ("agreement" if labels is None else "top1")
 
 
 @pytest.mark.training
