@@ -23,7 +23,6 @@ from onnxprune.checks import (
 from onnxprune.cost import stats
 from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
-from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with
 from onnxprune.recipe import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
@@ -31,7 +30,7 @@ from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.request import Mode
 from onnxprune.train.backends import trainer_of
-from onnxprune.train.checkpoint import Checkpoint
+from onnxprune.train.checkpoint import Checkpoint, place_of
 from onnxprune.train.copying import TrainingCopy
 from onnxprune.train.given import Given, check_numbers
 from onnxprune.train.protocol import Trainer
@@ -139,7 +138,7 @@ def finetune(
     )  # fmt: skip
     read = (data, labels, teacher, validation if isinstance(validation, str | Path) else None)
     check_outputs(model, output, force=force, read=read)
-    checkpoint = None if output is None else _checkpoint(Path(output), resume=resume, force=force)
+    checkpoint = None if output is None else place_of(Path(output), resume=resume, force=force)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
@@ -239,17 +238,6 @@ def check_training(
     given = Given.read(model, data, labels, teacher, None, validation, loss, seed, batch_size)
     wanted_of(copy := TrainingCopy.of(model), copy.proto, given)
     trainer_of(trainer, train_python)
-
-
-def _checkpoint(output: Path, *, resume: bool, force: bool) -> Path:
-    """Where the checkpoint lies while training runs."""
-    path = output.with_name(f"{output.name}.checkpoint.npz")
-    if path.exists() and not resume and not force:
-        raise UsageError(
-            f"there is a checkpoint '{path}' of a run that did not end",
-            hint="--resume goes on from it, --force starts again",
-        )
-    return path
 
 
 def _digest(given: Given) -> str:

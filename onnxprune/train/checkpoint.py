@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -124,3 +125,27 @@ class Checkpoint:
 
 def _under(held: Any, prefix: str) -> dict[str, Any]:
     return {name[len(prefix) :]: held[name] for name in held.files if name.startswith(prefix)}
+
+
+def place_of(output: Path, *, resume: bool, force: bool) -> Path:
+    """Where the checkpoint lies while training runs.
+
+    Raises:
+        UsageError: There is one that may not be used, or nothing can be written there: a folder
+            that says it is writable may still take no file, and training is too long to find out
+            behind it.
+    """
+    path = output.with_name(f"{output.name}.checkpoint.npz")
+    if path.exists() and not resume and not force:
+        raise UsageError(
+            f"there is a checkpoint '{path}' of a run that did not end",
+            hint="--resume goes on from it, --force starts again",
+        )
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".onnxprune-", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"folder '{path.parent}' takes no file: {error.strerror}", hint="choose another output"
+        ) from error
+    return path

@@ -251,6 +251,18 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     assert any("cannot be written: No space left" in said for said in report.warnings)
 
 
+def test_a_folder_that_takes_no_file_is_found_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", none)
+    late = Falters(1, AssertionError("it trains"))
+    with pytest.raises(UsageError, match=r"takes no file: Read-only file system \(choose another"):
+        tuned(output="out.onnx", trainer=late)
+
+
 def test_weights_that_come_in_are_kept_where_training_brings_nothing() -> None:
     good, _ = tuned(epochs=10)
     io.save(good, "good.onnx")
