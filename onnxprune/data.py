@@ -265,14 +265,20 @@ def _check_values(path: Path, value: Input, array: AnyArray) -> None:
 
 
 def _check_finite(path: Path, value: Input, array: AnyArray) -> None:
-    """Refuse floats that are infinite, or would be in the input's type."""
-    peak = max(-float(array.min()), float(array.max()))
+    """Refuse floats that are infinite, or would be in the input's type.
+
+    Minus infinity stands in masks that are added to scores: those have nothing above zero.
+    """
+    low, high = float(array.min()), float(array.max())
+    if np.isneginf(low) and high <= 0:
+        return
+    peak = max(-low, high)
     largest = float(np.finfo(value.dtype).max)  # type: ignore[type-var]  # a float
     if peak > largest:
         what = "infinite values" if np.isinf(peak) else f"{peak:.3g}, which is infinite as a float"
         raise UsageError(
             f"{path.name}: the array for input '{value.name}' has {what} in it",
-            hint="leave such samples out; in a mask let a large number such as -1e4 stand for it",
+            hint="leave such samples out",
         )
 
 

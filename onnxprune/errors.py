@@ -72,6 +72,12 @@ class TrainingError(OnnxPruneError):
     exit_code = 4
 
 
+class InterruptionError(OnnxPruneError):
+    """A verb of the command line was ordered to end, and left something to go on from."""
+
+    exit_code = 130
+
+
 class MissingExtraError(OnnxPruneError):
     """An optional dependency is not installed."""
 

@@ -29,7 +29,8 @@ from onnxprune.recipe import digest, read, replay
 from onnxprune.report.clock import Clock, Progress
 from onnxprune.request import Mode
 from onnxprune.select import PruningPlan
-from onnxprune.tuning import finetune
+from onnxprune.targets.trtexec import next_step
+from onnxprune.tuning import check_training, finetune
 from onnxprune.twin import softened
 from onnxprune.types import Report, Round
 
@@ -97,6 +98,7 @@ def shrink_in_rounds(
     check_outputs(model, output, force=force, read=(training.get("data"), cut.get("data")))
     folder = Path(f"{output}.rounds")
     original = as_model(model)
+    check_training(original, **training)
     key = _key(original, cut, training, ratio, targets, parts, l1_bn, soft)
     folder_of = _Folder.open(folder, key, resume=resume, force=force)
     walk = _Walk(original, folder_of, dict(cut), dict(training), progress)
@@ -153,13 +155,18 @@ class _Folder:
             UsageError: It is there and may not be used, or cannot be made.
         """
         listed = path / _FIGURES
-        if listed.exists() and not (resume or force):
+        begun = any(path.glob("*.checkpoint.npz")) or any(path.glob("*.tuned.onnx"))
+        begun = begun or any(path.glob("*.soft.onnx")) or (path / "0.onnx").exists()
+        if listed.exists() and begun and not (resume or force):
             raise UsageError(
                 f"there are rounds in '{path}'",
                 hint="--resume goes on behind them, --force starts again",
             )
         found: dict[str, dict[str, Any]] = {}
-        if resume and listed.exists():
+        if not resume:
+            for stale in path.glob("*.checkpoint.npz"):
+                stale.unlink()
+        elif listed.exists() and begun:
             try:
                 held = json.loads(listed.read_text("utf-8"))
                 found, old = held["rounds"], held["key"]
@@ -308,6 +315,7 @@ class _Walk:
             before=tuned.epochs[0].metric,
             after=tuned.epochs[tuned.best].metric,
             path=str(path),
+            measure=tuned.measure,
         )
         self.folder.keep(str(number), asdict(made))
         self.rounds.append(made)
@@ -354,5 +362,6 @@ class _Walk:
             output_path=str(output),
             verdict=verdict,
             rounds=tuple(self.rounds),
+            following=next_step(made, str(output), (report.stand_ins,)),
             written=(output,),
         )

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import InterruptionError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,6 +104,10 @@ def session(*, quiet: bool, verbose: bool, debug: bool) -> Iterator[Callable[[st
 
                 with Console(stderr=True).status("starting") as status:
                     yield lambda stage: status.update(f"{stage} …")
+    except KeyboardInterrupt as order:
+        if not order.args:
+            raise
+        raise InterruptionError(str(order)) from order  # the parser would drop what it says
     finally:
         log.removeHandler(handler)
         log.setLevel(before)

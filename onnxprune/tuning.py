@@ -11,11 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.analysing import analysed
-from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_sources
+from onnxprune.checks import (
+    AnyModel,
+    Check,
+    check_kinds,
+    check_level,
+    check_mappings,
+    check_outputs,
+    check_sources,
+)
 from onnxprune.cost import stats
-from onnxprune.data import Data, digest_of
+from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
-from onnxprune.errors import UsageError
 from onnxprune.io import Model, as_model, save_with
 from onnxprune.recipe import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
@@ -23,11 +30,11 @@ from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
 from onnxprune.request import Mode
 from onnxprune.train.backends import trainer_of
-from onnxprune.train.checkpoint import Checkpoint
+from onnxprune.train.checkpoint import Checkpoint, place_of
 from onnxprune.train.copying import TrainingCopy
 from onnxprune.train.given import Given, check_numbers
 from onnxprune.train.protocol import Trainer
-from onnxprune.train.session import Training
+from onnxprune.train.session import Training, wanted_of
 from onnxprune.train.zeros import check_zeros, recipe_of
 from onnxprune.types import AnyArray, Limits, Report, Shape, Tuned, Verdict
 from onnxprune.verdicts import judged
@@ -39,7 +46,7 @@ _log = logging.getLogger(__name__)
 def finetune(
     model: AnyModel,
     *,
-    data: Path | str | Data,
+    data: AnyData,
     labels: Path | str | AnyArray | None = None,
     teacher: AnyModel | None = None,
     loss: str | Sequence[str] = (),
@@ -72,7 +79,7 @@ def finetune(
 
     Args:
         model: A path, a loaded model, or a message.
-        data: Inputs to train on: an ``.npz`` file or ``Data``.
+        data: Inputs to train on: an ``.npz`` file, a mapping of input name to array, or ``Data``.
         labels: Class of each sample: an ``.npy`` file, an ``.npz`` with ``labels``, or an array.
         teacher: The model to imitate, which needs no labels; None takes the one that the recipe
             of ``model`` was made from, where it lies beside it.
@@ -117,6 +124,12 @@ def finetune(
         TrainingError: Training did not come to its end; a checkpoint is left.
         VerificationError: Gradients or the result are wrong, or the result passes a limit.
     """
+    check_kinds(
+        numbers={"max_drift": max_drift, "min_cosine": min_cosine, "min_top1": min_top1},
+        wholes={"seed": seed, "threads": threads},
+        texts={"keep_zeros": keep_zeros, "verify": verify, "train_python": train_python},
+    )
+    check_mappings(input_shapes=input_shapes)
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
     check_numbers(
@@ -125,7 +138,7 @@ def finetune(
     )  # fmt: skip
     read = (data, labels, teacher, validation if isinstance(validation, str | Path) else None)
     check_outputs(model, output, force=force, read=read)
-    checkpoint = None if output is None else _checkpoint(Path(output), resume=resume, force=force)
+    checkpoint = None if output is None else place_of(Path(output), resume=resume, force=force)
     clock = Clock(progress)
     with Heard() as heard:
         with clock.stage("load"):
@@ -145,7 +158,7 @@ def finetune(
                 heard=progress or (lambda _: None),
             )  # fmt: skip
             key = sha256(f"{digest(original)} {_digest(given)} {training.key}".encode()).hexdigest()
-            before = Checkpoint.read(checkpoint, key) if resume and checkpoint else None
+            before = Checkpoint.read(checkpoint, key, epochs) if resume and checkpoint else None
             chosen = trainer_of(trainer, train_python)
         with clock.stage("train"):
             loop, checked = training.run(chosen, checkpoint, key, before)
@@ -198,15 +211,33 @@ def finetune(
     )
 
 
-def _checkpoint(output: Path, *, resume: bool, force: bool) -> Path:
-    """Where the checkpoint lies while training runs."""
-    path = output.with_name(f"{output.name}.checkpoint.npz")
-    if path.exists() and not resume and not force:
-        raise UsageError(
-            f"there is a checkpoint '{path}' of a run that did not end",
-            hint="--resume goes on from it, --force starts again",
-        )
-    return path
+def check_training(
+    model: Model,
+    *,
+    data: AnyData,
+    labels: Path | str | AnyArray | None = None,
+    loss: str | Sequence[str] = (),
+    epochs: int = 3,
+    rate: float | None = None,
+    batch_size: int = 64,
+    optimizer: str = "adamw",
+    validation: float | Path | str = 0.1,
+    trainer: str | Trainer = "ort",
+    train_python: str | None = None,
+    seed: int = 0,
+    **_others: object,
+) -> None:
+    """Refuse what ``finetune`` would refuse of models cut from ``model``, which they imitate.
+
+    Raises:
+        OnnxPruneError: As ``finetune``.
+    """
+    check_numbers(epochs=epochs, rate=rate, batch_size=batch_size, optimizer=optimizer)
+    kinds = set(loss.split(",") if isinstance(loss, str) else loss)
+    teacher = None if kinds == {"ce"} else model
+    given = Given.read(model, data, labels, teacher, None, validation, loss, seed, batch_size)
+    wanted_of(copy := TrainingCopy.of(model), copy.proto, given)
+    trainer_of(trainer, train_python)
 
 
 def _digest(given: Given) -> str:

@@ -213,6 +213,7 @@ class Round:
         before: Share of right classes, or of agreement, on the samples held out, before training.
         after: The same after training.
         path: File of its model.
+        measure: What the shares are of: ``top1``, ``agreement`` with the original, or "".
     """
 
     number: int
@@ -221,6 +222,7 @@ class Round:
     before: float
     after: float
     path: str
+    measure: str = ""
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ def as_json(report: Report, operators: Sequence[OperatorUse] | None = None) -> d
                 before=_finite(one.before),
                 after=_finite(one.after),
                 path=one.path,
+                measure=one.measure,  # type: ignore[arg-type]  # pydantic checks it
             )
             for one in report.rounds
         ],

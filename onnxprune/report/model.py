@@ -344,6 +344,7 @@ class RoundJson(_Part):
     before: float | None
     after: float | None
     path: str
+    measure: Literal["top1", "agreement", ""]
 
 
 class KeptNodeJson(_Part):

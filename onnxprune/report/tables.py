@@ -77,10 +77,10 @@ def shrink_report(report: Report, *, verbose: bool = False) -> Iterable[Renderab
         yield _line(_times(report.latency))
         if report.quantized is not None and report.latency.ratio > 1:
             yield _line(_slower(report.quantized.to))
-    yield from _drift_lines(report)
-    yield from _check_lines(report, verbose=verbose)
+    yield from drift_lines(report)
+    yield from target_lines(report, verbose=verbose)
     yield _line(_closing(report))
-    yield from _next(report)
+    yield from next_line(report)
 
 
 def _slower(to: str) -> str:
@@ -167,18 +167,19 @@ def sparsify_report(report: Report, *, verbose: bool = False) -> Iterable[Render
     yield from _tidied_lines(report)
     if report.latency is not None:
         yield _line(_times(report.latency))
-    yield from _drift_lines(report)
-    yield from _check_lines(report, verbose=verbose)
+    yield from drift_lines(report)
+    yield from target_lines(report, verbose=verbose)
     yield _line(_closing(report))
-    yield from _next(report)
+    yield from next_line(report)
 
 
-def _next(report: Report) -> Iterable[RenderableType]:
+def next_line(report: Report) -> Iterable[RenderableType]:
+    """What to run next."""
     if report.following is not None:
         yield _line(f"next: {report.following.command}")
 
 
-def _check_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
+def target_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]:
     """What a target said of the result, where it was asked, and what to expect of it."""
     if report.checked is not None:
         yield from check_lines(report.checked, verbose=verbose, notes=False)
@@ -191,10 +192,10 @@ def quantize_report(report: Report, *, verbose: bool = False) -> Iterable[Render
     found = report.quantized
     assert found is not None
     yield from map(_line, _quantized_lines(found, verbose=verbose))
-    yield from _drift_lines(report)
-    yield from _check_lines(report, verbose=verbose)
+    yield from drift_lines(report)
+    yield from target_lines(report, verbose=verbose)
     yield _line(_closing(report))
-    yield from _next(report)
+    yield from next_line(report)
 
 
 def _quantized_lines(found: Quantized, *, verbose: bool = False) -> Iterable[str]:
@@ -334,7 +335,7 @@ def compare_report(report: Report, *, verbose: bool = False) -> Iterable[Rendera
         yield _change_table(shown)
     if report.latency is not None:
         yield _line(_times(report.latency))
-    yield from _drift_lines(report)
+    yield from drift_lines(report)
 
 
 def group_table(groups: Sequence[GroupReport], *, cut: bool = True, every: bool = False) -> Table:
@@ -561,7 +562,8 @@ def _tidied_lines(report: Report) -> Iterable[RenderableType]:
     )
 
 
-def _drift_lines(report: Report) -> Iterable[RenderableType]:
+def drift_lines(report: Report) -> Iterable[RenderableType]:
+    """How far every output lies from the original's."""
     verdict = report.verdict
     if not verdict.drift:
         return

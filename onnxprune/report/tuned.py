@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report.tables import number
-from onnxprune.types import Drift, Report, Tuned
+from onnxprune.report.tables import drift_lines, next_line, number, target_lines
+from onnxprune.types import Drift, Report, Round, Tuned
 
 _SAID = {"top1": "accuracy", "agreement": "agreement with the teacher"}
 _HEADS = {"top1": "accuracy", "agreement": "agreement"}
@@ -36,16 +36,20 @@ def finetune_report(report: Report) -> Iterable[RenderableType]:
 
 
 def rounds_report(report: Report) -> Iterable[RenderableType]:
-    """The rounds, and the closing line."""
+    """The rounds, drift from the original, and the closing line."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for head in ("round", "params", "MACs", "right after the cut", "after training"):
         table.add_column(head, justify="right")
     for one in report.rounds:
         table.add_row(
             str(one.number), number(one.params), number(one.macs),
-            f"{100 * one.before:.2f} %", f"{100 * one.after:.2f} %",
+            *("–" if math.isnan(share) else f"{100 * share:.2f} %"
+              for share in (one.before, one.after)),
         )  # fmt: skip
     yield table
+    yield from map(_line, _measured(report.rounds))
+    yield from drift_lines(report)
+    yield from target_lines(report, verbose=False)
     before, after = report.before, report.after
     assert after is not None
     yield _line(
@@ -53,6 +57,16 @@ def rounds_report(report: Report) -> Iterable[RenderableType]:
         f"{number(before.macs)} → {number(after.macs)} MACs · every cut proved; its model in "
         f"{report.output_path}.rounds"
     )
+    yield from next_line(report)
+
+
+def _measured(rounds: Sequence[Round]) -> Iterable[str]:
+    """What the shares in the table are of."""
+    match rounds[-1].measure:
+        case "top1":
+            yield "share of held-out samples whose class is right (--labels)"
+        case "agreement":
+            yield "share of held-out samples with the class that the original says"
 
 
 def _epochs(found: Tuned) -> Table:

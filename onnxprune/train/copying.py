@@ -45,6 +45,7 @@ _WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "Mul": (0, 1),
 }
 _SHOW = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_QUANTIZED = ("ConvInteger", "MatMulInteger", "MatMulNBits", "QLinearConv", "QLinearMatMul")
 _ADDED_OR_MULTIPLIED = ("Add", "Mul")
 
 
@@ -86,6 +87,15 @@ class TrainingCopy:
             if known and position in _WEIGHTS.get(node.op_type, ()) and _learned(weight, node):
                 found[name] = use
         return found
+
+    @property
+    def quantized(self) -> str | None:
+        """The first node that computes with quantized weights, for people."""
+        for node in self.graph.nodes:
+            stored = node.op_type == "DequantizeLinear" and node.inputs[0] in self.graph.constants
+            if stored or node.op_type in _QUANTIZED:
+                return f"{node.op_type} '{node.proto.name or node.outputs[0]}'"
+        return None
 
     def _use(self, name: str) -> tuple[Node, int] | None:
         """The node that reads a constant, past those that only show it in another form.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.checks import AnyModel
-from onnxprune.data import Data, load_data
+from onnxprune.checks import AnyModel, check_kinds, check_patterns
+from onnxprune.data import AnyData, Data, as_data, load_data
 from onnxprune.dims import size_of
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.feeds import inputs_of, spell
 from onnxprune.gauges import read_labels
 from onnxprune.io import Model, as_model, load
@@ -25,6 +25,7 @@ from onnxprune.types import AnyArray
 
 _KINDS = ("ce", "kd", "mse")
 _OPTIMIZERS = ("adamw", "sgd")
+_BESIDE = 32  # models in a folder that may be the one that a recipe was made for
 _SEEN = 1024  # held-out samples that drift is measured on
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,13 @@ def check_numbers(*, optimizer: str, epochs: int, batch_size: int, **numbers: fl
     Raises:
         UsageError: The first of them.
     """
+    check_kinds(
+        numbers={{"rate": "lr"}.get(name, name): value for name, value in numbers.items()},
+        wholes={"epochs": epochs, "batch_size": batch_size},
+        texts={"optimizer": optimizer},
+    )
+    if epochs is None or batch_size is None:
+        raise UsageError("epochs and batch-size are whole numbers", hint="leave out what is None")
     if optimizer not in _OPTIMIZERS:
         raise UsageError(f"optimizer is '{optimizer}'", hint=f"give {' or '.join(_OPTIMIZERS)}")
     if epochs < 0:
@@ -73,7 +81,7 @@ class Given:
     def read(
         cls,
         model: Model,
-        data: Path | str | Data,
+        data: AnyData,
         labels: Path | str | AnyArray | None,
         teacher: AnyModel | None,
         recipe: Recipe | None,
@@ -87,6 +95,7 @@ class Given:
         Raises:
             UsageError: Something is missing, or does not fit.
         """
+        check_patterns(loss=loss)
         losses = tuple(loss.split(",")) if isinstance(loss, str) else tuple(loss)
         for one in losses:
             if one not in _KINDS:
@@ -100,8 +109,9 @@ class Given:
         if isinstance(validation, str | Path):
             train, held = samples, _held_out(validation, model, samples, batch)
         else:
-            if not 0 < validation < 1:
-                raise UsageError(f"val is {validation:g}", hint="give a share, 0 < share < 1")
+            check_kinds(numbers={"val": validation})
+            if validation is None or not 0 < validation < 1:
+                raise UsageError(f"val is {validation}", hint="give a share, 0 < share < 1")
             train, held = samples.split(validation, seed)
         fixed = fixed_batch(model.proto)
         return cls(train, held, found, losses, fixed)
@@ -117,10 +127,13 @@ class Given:
 
 
 def _samples(
-    data: Path | str | Data, labels: Path | str | AnyArray | None, model: Model, batch: int
+    data: AnyData, labels: Path | str | AnyArray | None, model: Model, batch: int
 ) -> Samples:
-    read = load_data(data, model, batch=max(batch, 64)) if isinstance(data, str | Path) else data
-    if read.random:
+    if isinstance(data, str | Path):
+        read: Data | None = load_data(data, model, batch=max(batch, 64))
+    else:
+        read = as_data(data, model)
+    if read is None or read.random:
         raise UsageError("training needs inputs of yours", hint="--data FILE.npz")
     if isinstance(labels, str | Path):
         labels = read_labels(labels, read.samples, fixed_batch(model.proto) or 1)
@@ -188,17 +201,25 @@ def _original(model: Model, recipe: Recipe | None) -> Model | None:
     """The file that a recipe was made for, if it lies beside the model: its digest tells."""
     if recipe is None or model.path is None:
         return None
-    stem = model.path.stem
-    while (cut := re.sub(r"\.[^.]*$", "", stem)) != stem:
-        stem = cut
-        path = model.path.with_name(f"{stem}.onnx")
-        if not path.is_file():
-            continue
+    for path in _beside(model.path):
         try:
             found = load(path)
-        except ModelError:
+            same = digest(found) == recipe.input_sha256
+        except (OnnxPruneError, OSError):  # whatever else lies there
             continue
-        if digest(found) == recipe.input_sha256:
+        if same:
             _log.info("teacher: '%s', which the recipe was made for", path)
             return found
     return None
+
+
+def _beside(path: Path) -> list[Path]:
+    """Models in the same folder: those of like names first, then, up to a number, all others."""
+    stem, likely = path.stem, []
+    while (cut := re.sub(r"\.[^.]*$", "", stem)) != stem:
+        stem = cut
+        likely.append(path.with_name(f"{stem}.onnx"))
+    others = [one for one in sorted(path.parent.glob("*.onnx")) if one != path]
+    # An original is hardly smaller than what was cut from it: where there are many, large ones.
+    others.sort(key=lambda one: one.stat().st_size if one.is_file() else 0, reverse=True)
+    return [one for one in dict.fromkeys([*likely, *others[:_BESIDE]]) if one.is_file()]

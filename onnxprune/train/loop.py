@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError, TrainingError
 from onnxprune.train.checkpoint import Checkpoint
+from onnxprune.train.interrupts import uninterrupted
 from onnxprune.train.judge import Judge
 from onnxprune.train.objective import Objective
 from onnxprune.train.protocol import Arrays, Trainer
@@ -103,6 +105,7 @@ class Loop:
     _saved: float = 0.0
     _begun: float = 0.0
     _full: bool = False
+    _whole: bool = True  # the trainer is between two exchanges, so its state is worth keeping
 
     def run(self, resume: Checkpoint | None = None) -> None:
         """Train to the end, or from where a checkpoint stands to the end.
@@ -110,6 +113,8 @@ class Loop:
         Raises:
             OnnxPruneError: The trainer died, or the loss is no number any more; the checkpoint
                 stays, and has the best weights so far.
+            KeyboardInterrupt: An order to end, followed between two steps; it says where the
+                checkpoint is.
         """
         if resume is None:
             self.history = [replace(self.course.judge.epoch(None), number=0)]
@@ -127,9 +132,12 @@ class Loop:
                     if time.monotonic() - self._saved > _SAVE_EVERY:
                         self._save()
                 self._end_epoch()
-        except KeyboardInterrupt:
-            self._save()
-            raise
+        except KeyboardInterrupt as order:
+            if self._whole:
+                with contextlib.suppress(OnnxPruneError):  # then the one before stays
+                    self._save()
+            said = self._what_is_left("")
+            raise (KeyboardInterrupt(f"interrupted ({said})") if said else order) from None
         except OnnxPruneError as error:
             raise type(error)(error.message, hint=self._what_is_left(error.hint)) from error
 
@@ -151,18 +159,33 @@ class Loop:
             at = order[step * course.batch_size : (step + 1) * course.batch_size]
             inputs, targets = course.batch(at)
             rate = schedule.rate(self._epoch * course.steps + step)
-            loss = self.trainer.step(inputs, targets, rate=rate, l1=1.0)
+            with self._exchange():
+                loss = self.trainer.step(inputs, targets, rate=rate, l1=1.0)
+                if math.isfinite(loss):
+                    self._losses.append(loss)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {step + 1} of epoch {self._epoch + 1}",
                     hint="give a smaller --lr",
                 )
-            self._losses.append(loss)
             yield step, loss
 
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Ask the trainer, whom no order to end shall find half-way."""
+        with uninterrupted():
+            self._whole = False
+            yield
+            self._whole = True
+
     def _end_epoch(self) -> None:
-        weights = self.trainer.weights()
+        with self._exchange():
+            weights = self.trainer.weights()
         judged = self.course.judge.epoch(weights)
+        with uninterrupted():  # figures of an epoch are taken over all together
+            self._take_over(judged, weights)
+
+    def _take_over(self, judged: Epoch, weights: Arrays) -> None:
         number = self._epoch + 1
         loss = sum(self._losses) / len(self._losses)
         spent = time.monotonic() - self._begun
@@ -191,10 +214,11 @@ class Loop:
         """Write the checkpoint; a disk that is full costs it, not the training."""
         if self.checkpoint is None:
             return
-        state = dict(self.trainer.state())
+        with self._exchange():
+            state = dict(self.trainer.state())
         point = Checkpoint(
-            self.key, self._epoch, len(self._losses), tuple(self._losses), tuple(self.history),
-            self.best_epoch, self.best, state,
+            self.key, self.course.epochs, self._epoch, len(self._losses), tuple(self._losses),
+            tuple(self.history), self.best_epoch, self.best, state,
         )  # fmt: skip
         try:
             point.write(self.checkpoint)

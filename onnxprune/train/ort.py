@@ -22,7 +22,8 @@ from onnxprune.train.rewrites import Writer, rewritten
 
 _OLDEST, _NEWEST, _NEWEST_IR = 12, 21, 10  # what version 1.19.2 takes
 _OLD_TO = 17  # where older models are converted to
-_WAIT = 10  # seconds that the worker has to end by itself
+_WAIT = 10  # seconds after which a worker whose pipe has ended is said not to answer
+_PARTING = 1  # second that it has to end by itself
 # No gradient, or no kernel for it, once the rewrites are done.
 _WITHOUT_GRADIENT = frozenset(
     """
@@ -48,6 +49,7 @@ class OrtTrainer:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._process: subprocess.Popen[bytes] | None = None
+        self._amid = False  # of a request and its answer
 
     def supports(self, model: onnx.ModelProto) -> Sequence[Blocking]:
         """Nodes behind a weight that have no gradient."""
@@ -140,11 +142,13 @@ class OrtTrainer:
         process, self._process = self._process, None
         if process is None:
             return
+        if self._amid:  # it may wait for us, and we would for it
+            process.kill()
         with contextlib.suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()  # the worker ends with its input
         try:
-            process.wait(_WAIT)
+            process.wait(_PARTING)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -156,6 +160,7 @@ class OrtTrainer:
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
             environment.setdefault(name, "1")  # the arithmetic of updates is bound by memory
         worker = Path(__file__).with_name("worker.py")
+        self._amid = False
         try:
             self._process = subprocess.Popen(
                 [self._place.python, "-P", str(worker)],
@@ -180,9 +185,13 @@ class OrtTrainer:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TrainingError("the training process is not running")
+        if self._amid:
+            raise TrainingError("the training process was left amid an answer")
+        self._amid = True  # stays so where an interruption comes: the next answer is another's
         try:
             wire.send(process.stdin, say, arrays)
             answer, got = wire.receive(process.stdout)
+            self._amid = False
         except wire.WireError as error:
             raise TrainingError(f"the training process {self._how_it_ended(process)}") from error
         if "error" in answer:

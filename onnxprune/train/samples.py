@@ -13,6 +13,7 @@ import numpy as np
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.runtime import Session
+from onnxprune.train.classes import whole_classes
 from onnxprune.train.protocol import Arrays
 from onnxprune.types import AnyArray, IntArray
 
@@ -56,7 +57,7 @@ class Samples:
         count = counts.pop()
         if labels is not None and len(labels) < count:
             raise UsageError(f"there are {len(labels)} labels for {count} samples")
-        held = None if labels is None else np.asarray(labels[:count], np.int64)
+        held = None if labels is None else whole_classes(labels[:count])
         return cls(joined, held, data.label)
 
     def __len__(self) -> int:

@@ -11,19 +11,20 @@ from typing import Any, Literal, cast
 import numpy as np
 import onnx
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.recipe import Recipe
 from onnxprune.runtime import session, usable_cores
 from onnxprune.train.backends import check_supported
 from onnxprune.train.batching import with_open_batch, with_sizes
 from onnxprune.train.checkpoint import Checkpoint
+from onnxprune.train.classes import check_classes
 from onnxprune.train.copying import TrainingCopy
 from onnxprune.train.given import Given
 from onnxprune.train.gradcheck import check_gradients
 from onnxprune.train.judge import Judge
 from onnxprune.train.loop import Course, Loop, single
-from onnxprune.train.objective import Objective, aims, choose
-from onnxprune.train.protocol import Arrays, Job, Trainer
+from onnxprune.train.objective import Aim, Objective, aims, choose
+from onnxprune.train.protocol import Arrays, Job, Kind, Trainer
 from onnxprune.train.samples import Teacher
 from onnxprune.train.zeros import masks
 
@@ -81,12 +82,7 @@ class Training:
             UsageError: Options do not go together with the model.
         """
         proto, size = _batched(copy, given, batch_size)
-        pairs = choose(
-            aims(proto),
-            given.losses,
-            labels=given.train.labels is not None,
-            teacher=given.teacher is not None,
-        )
+        pairs = wanted_of(copy, proto, given)
         taught, shown = _teachers(given, pairs, heard)
         objective = Objective(pairs, temperature, _scales(taught, len(given.train)))
         weights = tuple(_reaching(proto, [t.tensor for t in objective.terms], copy.weights))
@@ -175,6 +171,38 @@ class Training:
             old = self.copy.graph.constants[name].weight.read()
             if not np.array_equal(np.asarray(value, np.float32).astype(old.dtype), old):
                 yield name
+
+
+def wanted_of(
+    copy: TrainingCopy, proto: onnx.ModelProto, given: Given
+) -> tuple[tuple[Aim, Kind], ...]:
+    """What is asked of which output of a model, of which trainers get ``proto``.
+
+    Raises:
+        UsageError: Labels or teacher are missing, or the labels are no classes of the model.
+        UnsupportedModelError: The model is quantized.
+    """
+    if copy.quantized is not None:
+        raise UnsupportedModelError(
+            f"the weights of {copy.quantized} are quantized, and such cannot be trained",
+            hint="fine-tune the float model, before quantize",
+        )
+    pairs = choose(
+        aims(proto),
+        given.losses,
+        labels=given.train.labels is not None,
+        teacher=given.teacher is not None,
+    )
+    aim = next((aim for aim, kind in pairs if kind == "ce"), None)
+    if aim is not None:
+        count = given.fixed or 1
+        inputs = {name: array[:count] for name, array in given.train.inputs.items()}
+        scores = np.shape(session(copy.graph.source).run(inputs)[aim.output])
+        for labels in (given.train.labels, given.held_out.labels):
+            if labels is not None:
+                axis = -1 if aim.axis is None else aim.axis
+                check_classes(labels, scores, axis, aim.output)
+    return pairs
 
 
 def _batched(copy: TrainingCopy, given: Given, asked: int) -> tuple[onnx.ModelProto, int]:

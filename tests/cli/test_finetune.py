@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,32 @@ def test_a_wrong_call_is_one_line_and_leaves_no_file(
     assert left() == BEFORE
 
 
+LABELS = np.arange(240) % 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.where(LABELS == 2, 3, LABELS), "label 3 is none of the 3 classes of output 'y'"),
+        (LABELS - 1, "label -1 is none of the 3 classes of output 'y' (give classes from 0 to 2)"),
+        (LABELS + 0.5, "labels have 0.5 in them (give the class of each sample as a whole number)"),
+        (np.where(LABELS == 2, np.nan, LABELS), "labels have nan in them"),
+        (LABELS.astype(str), "labels are <U21, not numbers"),
+        (np.eye(3)[LABELS], "labels have shape [?, 3], not [?] as output 'y' wants them"),
+        (LABELS[:, None], "labels have shape [?, 1], not [?] as output 'y' wants them"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_no_classes_are_refused_before_training(
+    call: Call, labels: np.ndarray, said: str
+) -> None:
+    np.save("classes.npy", labels)
+    code, out, err = call("m.onnx", "--data", "points.npz", "--labels", "classes.npy")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert left() == BEFORE
+
+
 def test_a_model_without_float_weights_is_refused(call: Call) -> None:
     from tests.small import parsed
 
@@ -104,6 +132,16 @@ def test_a_model_without_float_weights_is_refused(call: Call) -> None:
     code, _, err = call("relu.onnx", "--data", "x.npz", "--labels", "y.npy")
     assert code == 3
     assert "no float weight that could be trained" in err
+
+
+def test_quantized_weights_are_refused_with_what_to_do(call: Call) -> None:
+    from onnxprune.quantizing import quantize
+
+    quantize("chain.onnx", to="int8", data="images.npz", output="small.onnx")
+    code, _, err = call("small.onnx", "--data", "images.npz", "--labels", "kinds.npy")
+    assert code == 3
+    assert "are quantized, and such cannot be trained (fine-tune the float model, before " in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("python", ["no-such-python", sys.executable])
@@ -170,6 +208,20 @@ def test_a_pruned_model_imitates_the_one_beside_it_without_labels(call: Call) ->
     recipe = read(made)
     assert recipe.removed, "the recipe of the cut is still in it"
     assert {"w0", "w1", "head"} <= set(recipe.restored)
+
+
+@pytest.mark.parametrize("name", ["other.onnx", "a b.onnx", "chain.fp32.v2.onnx"])
+def test_the_original_is_found_whatever_its_name(name: str) -> None:
+    from onnxprune.train.given import Given
+    from onnxprune.train.zeros import recipe_of
+
+    shrink("chain.onnx", ratio=0.5, output="small.onnx")
+    Path("chain.onnx").rename(name)
+    Path("broken.onnx").write_bytes(b"no model")
+    small = io.load("small.onnx")
+    given = Given.read(small, "images.npz", None, None, recipe_of(small), 0.1, (), seed=0, batch=16)
+    assert given.teacher is not None
+    assert given.teacher.path == Path(name)
 
 
 @pytest.mark.training
@@ -242,6 +294,31 @@ def test_another_process_gives_the_same_bytes() -> None:
             check=True,
         )  # fmt: skip
     assert Path("one.onnx").read_bytes() == Path("two.onnx").read_bytes()
+
+
+@pytest.mark.training
+def test_an_interrupted_process_ends_soon_and_goes_on_to_the_same_bytes() -> None:
+    installed()
+    call = [sys.executable, "-m", "onnxprune", "finetune", "chain.onnx", "--data", "images.npz",
+            "--labels", "kinds.npy", "--epochs", "300", "--batch-size", "16", "--threads", "1",
+            "-q", "-o"]  # fmt: skip
+    whole = subprocess.Popen([*call, "whole.onnx"])
+    with subprocess.Popen([*call, "out.onnx"], stderr=subprocess.PIPE, text=True) as process:
+        while not Path("out.onnx.checkpoint.npz").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 8
+    assert err == (
+        "onnxprune: interrupted (--resume goes on from 'out.onnx.checkpoint.npz', "
+        "which has the best so far)\n"
+    )
+    assert subprocess.run([*call, "out.onnx", "--resume"], check=False).returncode == 0
+    assert whole.wait() == 0
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
 
 
 @pytest.mark.training

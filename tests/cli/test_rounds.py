@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from onnxprune import io
 from onnxprune.cli import run
 from onnxprune.errors import TargetError, TrainingError, UsageError
+from onnxprune.report.build import as_json
+from onnxprune.report.schemas import stored
+from onnxprune.report.tuned import rounds_report
 from onnxprune.rounds import shrink_in_rounds
 from onnxprune.runtime import session
+from onnxprune.terminal import show
 from onnxprune.train.own import FromGradients
 from onnxprune.tuning import finetune
 from tests.small import parsed, reloaded
@@ -101,6 +106,48 @@ def test_each_round_cuts_what_the_last_one_trained_until_the_ratio_is_met() -> N
         (one.params for one in report.rounds), reverse=True
     )
     assert report.before.params > report.after.params
+
+
+def test_training_data_and_labels_are_checked_before_the_first_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = np.load("classes.npy")
+    np.save("wrong.npy", labels + 1)
+    for data, named in (("points.npz", "wrong.npy"), ("none.npz", "classes.npy")):
+        code = run(["shrink", "m.onnx", "--ratio", "0.5", "--finetune", "--train-data", data,
+                    "--labels", named, "-o", "out.onnx"])  # fmt: skip
+        assert code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not Path("out.onnx.rounds").exists()
+
+
+def test_a_folder_without_a_trained_round_is_no_obstacle() -> None:
+    class Breaks(FromGradients):
+        def prepare(self, *given: Any) -> None:
+            raise TrainingError("the process cannot be started")
+
+    with pytest.raises(TrainingError):
+        rounds(trainer=Breaks(gradients))
+    assert Path("out.onnx.rounds/1.cut.onnx").exists()
+    rounds(schedule="polynomial")
+    assert Path("out.onnx").exists()
+
+
+def test_force_starts_again_beside_a_checkpoint_of_other_options() -> None:
+    class Dies(FromGradients):
+        steps = 0
+
+        def step(self, *given: Any, **named: Any) -> float:
+            self.steps += 1
+            if self.steps == 50:
+                raise TrainingError("the process died")
+            return super().step(*given, **named)
+
+    with pytest.raises(TrainingError):
+        rounds(trainer=Dies(gradients))
+    with pytest.raises(UsageError, match="--resume goes on behind them, --force starts again"):
+        rounds(ratio=0.25)
+    rounds(ratio=0.25, force=True)
 
 
 def test_rounds_that_were_broken_off_go_on_to_the_same_bytes() -> None:
@@ -221,6 +268,31 @@ def test_options_that_do_not_go_together_are_refused(
     assert said in err
     assert err.count("\n") == 1
     assert not list(Path().glob("*pruned*"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("classes.npy", "share of held-out samples whose class is right (--labels)"),
+        (None, "share of held-out samples with the class that the original says"),
+    ],
+)
+def test_the_report_says_what_the_shares_are_and_what_is_next(
+    labels: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = FromGradients(gradients)
+    training = {**TRAINING, "labels": labels, "loss": (), "trainer": trainer, "epochs": 1}
+    _, report = shrink_in_rounds(
+        "m.onnx", "out.onnx", cut={"data": "points.npz"}, training=training, ratio=0.5
+    )
+    show(rounds_report(report))
+    lines = capsys.readouterr().out.splitlines()
+    assert said in lines
+    assert "drift on points.npz, 240 samples:" in lines
+    assert lines[-1].startswith("next: trtexec --onnx=out.onnx --minShapes=x:")
+    found = as_json(report)
+    jsonschema.validate(found, json.loads(stored("report")))
+    assert found["rounds"][0]["measure"] == ("agreement" if labels is None else "top1")
 
 
 @pytest.mark.training

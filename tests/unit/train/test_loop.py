@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,38 @@ def test_labels_are_learned_and_only_weights_change() -> None:
     assert not Path("out.onnx.checkpoint.npz").exists()
 
 
+def test_labels_may_be_whole_floats() -> None:
+    made, _ = tuned(labels=points()[1].astype(np.float32))
+    assert np.array_equal(array(made, "w"), array(tuned()[0], "w"))
+
+
+def test_data_may_be_arrays_in_memory() -> None:
+    made, _ = tuned(data={"x": points()[0]})
+    assert np.array_equal(array(made, "w"), array(tuned()[0], "w"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": None}, "training needs inputs"),
+        ({"data": 3}, "data is a int"),
+        ({"data": {"x": np.ones((9, 5), np.float32)}}, "input 'x' is float32 "),
+        ({"epochs": "3"}, "epochs is '3', not a whole number"),
+        ({"epochs": None}, "epochs and batch-size are whole numbers"),
+        ({"batch_size": 1.5}, "batch-size is 1.5, not a whole number"),
+        ({"rate": "0.1"}, "lr is '0.1', not a number"),
+        ({"optimizer": 3}, "optimizer is 3, not a text"),
+        ({"validation": None}, "val is None"),
+        ({"loss": 3}, "loss is 3"),
+        ({"seed": "1"}, "seed is '1', not a whole number"),
+        ({"max_drift": "0.1"}, "max-drift is '0.1', not a number"),
+    ],
+)
+def test_values_of_another_kind_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        tuned(**options)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     one, two, other = tuned()[0], tuned()[0], tuned(seed=4)[0]
     assert np.array_equal(array(one, "w"), array(two, "w"))
@@ -102,11 +135,76 @@ def test_an_interruption_saves_where_it_stands() -> None:
     assert np.array_equal(array(again, "w"), array(whole, "w"))
 
 
+class Signals(FromGradients):
+    """Gets an order to end half-way through an update; asked for more amid it, it has nothing."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(softmax)
+        self.at, self.done, self.amid = at, 0, False
+
+    def step(self, *given: Any, **named: Any) -> float:
+        self.done += 1
+        self.amid = True
+        weights = self._held["w"].copy()
+        if self.done == self.at:
+            self._held["w"] += 1
+            signal.raise_signal(signal.SIGINT)
+            self._held["w"][...] = weights
+        loss = super().step(*given, **named)
+        self.amid = False
+        return loss
+
+    def state(self) -> Any:
+        return {} if self.amid else super().state()
+
+
+@pytest.mark.parametrize("at", [3, 14, 20, 28])
+def test_an_order_to_end_is_followed_between_two_steps(at: int) -> None:
+    tuned(output="whole.onnx")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"--resume goes on from 'out\.onnx\.checkpoint"):
+        tuned(output="out.onnx", trainer=Signals(at))
+    assert signal.getsignal(signal.SIGINT) is before
+    tuned(output="out.onnx", resume=True)
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_an_interruption_amid_a_step_leaves_the_checkpoint_before() -> None:
+    class Breaks(FromGradients):
+        done = 0
+
+        def step(self, *given: Any, **named: Any) -> float:
+            self.done += 1
+            if self.done == 20:
+                self._held["w"] += 1
+                raise KeyboardInterrupt
+            return super().step(*given, **named)
+
+    tuned(output="whole.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Breaks(softmax))
+    with np.load("out.onnx.checkpoint.npz") as held:
+        assert "state/w" in held.files
+    tuned(output="out.onnx", resume=True)
+    assert Path("out.onnx").read_bytes() == Path("whole.onnx").read_bytes()
+
+
+def test_a_checkpoint_without_state_is_refused() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Signals(20))
+    with np.load("out.onnx.checkpoint.npz") as held:
+        kept = {name: held[name] for name in held.files if not name.startswith("state/")}
+    np.savez("out.onnx.checkpoint.npz", **kept)
+    with pytest.raises(UsageError, match=r"no state of the trainer \(delete it"):
+        tuned(output="out.onnx", resume=True)
+
+
 def test_a_loss_that_is_no_number_ends_it_and_the_best_is_left() -> None:
     with pytest.raises(TrainingError, match=r"loss became nan at step \d+ of epoch 3"):
         tuned(output="out.onnx", trainer=Falters(30, None))
     made, report = tuned(output="out.onnx", resume=True, epochs=2)  # what it has, and no more
     assert report.tuned.best in (1, 2)
+    assert "the result is what 2 of 4 epochs gave" in report.warnings
     assert accuracy(made) > 0.8
 
 
@@ -123,6 +221,15 @@ def test_a_checkpoint_of_other_options_is_refused() -> None:
         tuned(output="out.onnx", trainer=Falters(30, None))
     with pytest.raises(UsageError, match="other options"):
         tuned(output="out.onnx", resume=True, rate=0.01)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 6])
+def test_a_checkpoint_of_another_number_of_epochs_is_refused(epochs: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tuned(output="out.onnx", trainer=Signals(30))  # amid the third of four
+    said = r"of a run of 4 epochs, not \d.*\(--epochs 4 goes on, --epochs 2 takes what it has\)"
+    with pytest.raises(UsageError, match=said):
+        tuned(output="out.onnx", resume=True, epochs=epochs)
 
 
 def test_a_damaged_checkpoint_is_refused() -> None:
@@ -142,6 +249,18 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
     assert Path("out.onnx").exists()
     assert accuracy(made) > 0.8
     assert any("cannot be written: No space left" in said for said in report.warnings)
+
+
+def test_a_folder_that_takes_no_file_is_found_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", none)
+    late = Falters(1, AssertionError("it trains"))
+    with pytest.raises(UsageError, match=r"takes no file: Read-only file system \(choose another"):
+        tuned(output="out.onnx", trainer=late)
 
 
 def test_weights_that_come_in_are_kept_where_training_brings_nothing() -> None:
