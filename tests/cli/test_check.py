@@ -9,16 +9,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 
 from onnxprune import checking
-from onnxprune.cli import run
 from onnxprune.io import Model
-from onnxprune.report.schemas import stored
 from onnxprune.targets import builder
 from onnxprune.targets.findings import Build, Finding
+from tests.calls import Call
 from tests.small import conv_chain, reloaded
 from tests.unit.targets.cases import CASES
 
@@ -36,29 +34,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reloaded(conv_chain((3, 16, 24), batch="n"), tmp_path / "open.onnx")
     bad = next(case for case in CASES if case.name == "uint8_weight")
     reloaded(bad.make(), tmp_path / "uint8.onnx")
-
-
-class Call:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = self.capsys.readouterr()
-        return code, out, err
-
-    def json(self, *arguments: object, code: int = 0) -> dict:
-        got, out, err = self(*arguments, "--json")
-        assert got == code, err
-        found = json.loads(out)
-        jsonschema.validate(found, json.loads(stored("report")))
-        return found
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    return Call(capsys)
 
 
 def left() -> set[str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from onnxprune import io, shrinking
-from onnxprune.cli import run
 from onnxprune.recipe import read
-from onnxprune.report.schemas import stored
 from onnxprune.types import Latency
+from tests.calls import Call
 from tests.small import conv_chain, parsed, reloaded
 
 
@@ -24,29 +21,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reloaded(conv_chain((3, 16, 16), batch="N"), tmp_path / "chain.onnx")
     x = np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)
-
-
-class Call:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = self.capsys.readouterr()
-        return code, out, err
-
-    def json(self, *arguments: object) -> dict:
-        code, out, err = self(*arguments, "--json")
-        assert (code, err) == (0, "")
-        found = json.loads(out)
-        jsonschema.validate(found, json.loads(stored("report")))
-        return found
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    return Call(capsys)
 
 
 def kinds(path: str) -> set[str]:

@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 from onnxprune import io
-from onnxprune.cli import run
 from onnxprune.report.schemas import stored
 from onnxprune.thin import Thinned
+from tests.calls import Call
 from tests.small import conv_chain, parsed, reloaded
 
 BEFORE = {"chain.onnx", "frozen.onnx"}
@@ -29,29 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         w=np.ones((2, 3, 1, 1), np.float32),
     )
     reloaded(one, tmp_path / "frozen.onnx")
-
-
-class Call:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = self.capsys.readouterr()
-        return code, out, err
-
-    def json(self, *arguments: object) -> dict:
-        code, out, err = self(*arguments, "--json")
-        assert (code, err) == (0, "")
-        found = json.loads(out)
-        jsonschema.validate(found, json.loads(stored("report")))
-        return found
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    return Call(capsys)
 
 
 def left() -> set[str]:

@@ -219,6 +219,11 @@ def test_data_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_masks_may_have_minus_infinity(tmp_path: Path) -> None:
+    found = load_data(save(tmp_path, x=np.array([0, -np.inf])), identity("float", "N"))
+    assert sum(np.isneginf(batch["x"]).sum() for batch in found.batches) == 1
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     net = identity("float", "N")
     with pytest.raises(UsageError, match="no such file"):

@@ -145,10 +145,10 @@ def main() -> int:
     """Run it all; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--tune", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--tune", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--l1-bn", type=float, default=2e-3)
+    parser.add_argument("--l1-bn", type=float, default=5e-3)
     parser.add_argument("--cuts", type=float, nargs="*", default=[0.6, 0.7])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--trainer", default="ort")
