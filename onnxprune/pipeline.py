@@ -27,18 +27,12 @@ from onnxprune.drift import measure_drift
 from onnxprune.errors import RecipeError, UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import held_weights
-from onnxprune.impose import (
-    afterwards,
-)
+from onnxprune.impose import afterwards
 from onnxprune.io import Model, as_model
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.quantize.convert import TYPES, check_options
-from onnxprune.recipe import (
-    QuantizeOptions,
-    Recipe,
-    read,
-)
+from onnxprune.recipe import QuantizeOptions, Recipe, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports

@@ -8,9 +8,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.checks import (
-    Check,
-)
+from onnxprune.checks import Check
 from onnxprune.data import Data, random_data
 from onnxprune.errors import BUG, VerificationError
 from onnxprune.feeds import Batch

@@ -46,8 +46,6 @@ _MAKERS = {"ConstantOfShape", "EyeLike", "Range"}
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
 _SIZES = "it computes with sizes or positions"
 
-Labeller = Callable[[onnx.NodeProto], str]
-
 
 @dataclass(frozen=True)
 class Typing:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from onnxprune.io import Model
-from onnxprune.targets.builder import EXTRA, installed
+from onnxprune.targets.builder import EXTRA
 from onnxprune.targets.files import file_findings, profile_findings
 from onnxprune.targets.findings import ERROR, SEVERITIES, WARNING, Build, Checked, Finding, Profile
 from onnxprune.targets.layered import sparse_findings, weights_of, width_findings
@@ -81,8 +81,3 @@ def _cure(one: Finding) -> str:
     if any(words in one.message for words in _SHAPES):
         return "give shapes it can run at: --min-shape --opt-shape --max-shape NAME:1x3x224x224"
     return ""
-
-
-def can_build() -> bool:
-    """Whether TensorRT-RTX is there to be asked."""
-    return installed()
