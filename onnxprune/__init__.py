@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from onnxprune.data import load_data as load_data
     from onnxprune.data import random_data as random_data
     from onnxprune.groups import DependencyGraph as DependencyGraph
-    from onnxprune.io import Model as Model
     from onnxprune.io import load as load
     from onnxprune.io import save as save
+    from onnxprune.model import Model as Model
     from onnxprune.pipeline import compare as compare
     from onnxprune.pipeline import inspect as inspect
     from onnxprune.pipeline import shrink as shrink

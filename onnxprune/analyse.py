@@ -16,7 +16,8 @@ from onnxprune.groups import (
     random_keep,
     staggered_keep,
 )
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.rows import cut_axis
 from onnxprune.runs import find_runs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from onnxprune.analyse import analyse_graph
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.report.clock import Clock
 from onnxprune.request import Mode

@@ -14,12 +14,12 @@ import numpy as np
 
 from onnxprune.cost import parameters_by_name, stored_bytes
 from onnxprune.groups import DependencyGraph, half_keep
+from onnxprune.messages import stored_bytes as bytes_of
 from onnxprune.ops.registry import macs_of
 from onnxprune.runs import movement_view
 from onnxprune.slices import Slice, shown_shapes, slices
 from onnxprune.survivors import Survivors
 from onnxprune.types import IntArray, Shape
-from onnxprune.validate import stored_bytes as bytes_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import onnx
 
 from onnxprune.data import Data
 from onnxprune.graph import Graph
-from onnxprune.io import Model
 from onnxprune.layers import Layer, columns, groups_of, kernel_size
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.shapes import Environment
 from onnxprune.types import AnyArray, Float64Array, Shape

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune.io import Weight
+from onnxprune.model import Weight
 from onnxprune.types import AnyArray, FloatArray, Scalar, Shape
 
 

@@ -12,7 +12,8 @@ from onnxprune.checks import AnyModel
 from onnxprune.cost import stats
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory

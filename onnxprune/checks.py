@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune.data import Data
 from onnxprune.errors import UsageError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.types import Limits
 
 AnyModel = Model | onnx.ModelProto | bytes | str | Path

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 
-from onnxprune import validate
+from onnxprune import messages
 from onnxprune.graph import Graph, Node, captured_names
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.ops.registry import macs_of
 from onnxprune.prepare import prepare
 from onnxprune.runs import movement_view
@@ -136,7 +136,7 @@ def _inside_bodies(graph: onnx.GraphProto) -> Iterator[int]:
 def _constants_of(body: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from body.initializer
     for node in body.node:
-        if validate.is_constant(node) and node.attribute[0].HasField("t"):
+        if messages.is_constant(node) and node.attribute[0].HasField("t"):
             tensor = node.attribute[0].t
             yield _T(name=node.output[0], data_type=tensor.data_type, dims=tensor.dims)
 

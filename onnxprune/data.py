@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.feeds import Batch, Input, inputs_of, random_feeds, spell
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.standins import stand_ins
 from onnxprune.types import AnyArray, Shape
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.data import Data
 from onnxprune.feeds import Batch
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
 from onnxprune.types import AnyArray, Drift, Float64Array
 

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from onnxprune.dims import size_of
 from onnxprune.graph import Graph, Node
-from onnxprune.io import LARGE, Model, Weight
+from onnxprune.model import Model, Weight
+from onnxprune.skeleton import LARGE
 from onnxprune.types import AnyArray, Shape
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4

@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.select import PruningPlan
 from onnxprune.slices import Slice, slices

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import Node
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.types import AnyArray, Shape
 
 Extents = tuple[int, ...]

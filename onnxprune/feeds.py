@@ -10,7 +10,7 @@ import onnx
 
 from onnxprune.dims import size_of
 from onnxprune.errors import VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import UNPROVED, RuntimeUnavailable, Session, session
 from onnxprune.types import AnyArray, Shape
 

@@ -17,8 +17,9 @@ from onnx import TensorProto
 
 from onnxprune.errors import VerificationError
 from onnxprune.graph import captured_names
-from onnxprune.io import LARGE, Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.runtime import session
+from onnxprune.skeleton import LARGE
 from onnxprune.types import AnyArray
 
 # Operators through which a channel of a constant can be followed, element by element.

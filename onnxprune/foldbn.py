@@ -14,11 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxprune import validate
+from onnxprune import messages
 from onnxprune.affines import FLOATS, LAYERS, Affine, Layer, affine_of, joined
 from onnxprune.graph import captured_names
-from onnxprune.io import Model, Weight, skeleton, without
+from onnxprune.messages import without
+from onnxprune.model import Model, Weight
 from onnxprune.replaced import replaced
+from onnxprune.skeleton import skeleton
 from onnxprune.types import AnyArray, Float64Array
 
 _FIRST_IR_WITH_PRIVATE_INITIALIZERS = 4
@@ -334,7 +336,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
     for tensor in graph.initializer:
         yield tensor.name, tensor
     for node in graph.node:
-        if validate.is_constant(node):
+        if messages.is_constant(node):
             for attribute in node.attribute:
                 if attribute.name == "value":
                     yield node.output[0], attribute.t

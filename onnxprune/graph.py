@@ -9,7 +9,7 @@ from functools import cached_property
 
 import onnx
 
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 
 # Bodies that may read tensors of the graph around them.
 _GRAPH = onnx.AttributeProto.GRAPH

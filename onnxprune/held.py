@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxprune.errors import BUG, VerificationError
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.patterns import NM, Block, Kernel, holds, misfit, zero_units
 from onnxprune.thin import Thinned
 from onnxprune.types import HeldWeight

@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.errors import RecipeError, UnsupportedModelError, UsageError
-from onnxprune.io import Model, write_to
+from onnxprune.messages import bits
+from onnxprune.model import Model
 from onnxprune.patterns import NM, Block, Kernel, parse
 from onnxprune.recipe import Recipe, SparsifyOptions
+from onnxprune.stream import write_to
 from onnxprune.thin import MAGNITUDE, Thinned, Wish, thin
 from onnxprune.types import Float64Array, Refitted, Sparsified, ThinLayer
-from onnxprune.validate import bits
 
 METHODS = ("auto", MAGNITUDE, "wanda", "sparsegpt")
 _ROUNDED = 8  # channels that `--round-to auto` gives multiples of, where there are enough

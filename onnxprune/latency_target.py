@@ -12,8 +12,8 @@ from onnxprune.aim import Keep
 from onnxprune.data import Data, random_data
 from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
 from onnxprune.latency import LatencyTable
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.runtime import RuntimeUnavailable, cannot_run
 from onnxprune.select import PruningPlan

@@ -28,9 +28,10 @@ from onnxprune.errors import RecipeError, UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import held_weights
 from onnxprune.impose import afterwards
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
+from onnxprune.model import Model
 from onnxprune.quantize.convert import TYPES, check_options
 from onnxprune.recipe import QuantizeOptions, Recipe, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports

@@ -14,7 +14,7 @@ from onnxprune.budget import Budget, shares
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.restore import refit
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session

@@ -14,7 +14,7 @@ import onnx
 
 from onnxprune.fold import fold
 from onnxprune.graph import Constant, Graph, Node, captured_names, since_version
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.sequences import slice_sequences
 
 # Inputs that are weights: a matrix that sits in two of these places is tied, not merely shared.

@@ -13,7 +13,9 @@ from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_
 from onnxprune.cost import stats, stored_bytes
 from onnxprune.data import AnyData, as_data
 from onnxprune.errors import UsageError
-from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.files import write_texts
+from onnxprune.io import as_model, save_with
+from onnxprune.model import Model
 from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
 from onnxprune.recipe import QuantizeOptions, quantized_before, read, requantized
 from onnxprune.report.build import NOT_VERIFIED

@@ -20,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onnxprune.data import Data, digest_of
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load, serialize
+from onnxprune.io import load
 from onnxprune.lossless import lossless_plan
+from onnxprune.model import Model
 from onnxprune.record import Copy, Mask, Removed
 from onnxprune.rewrite import Surgery, operate
 from onnxprune.select import PruningPlan
+from onnxprune.stream import serialize
 from onnxprune.types import BoolArray, Moved, ThinLayer, WeightAxis
 
 METADATA_KEY = "onnxprune.recipe"

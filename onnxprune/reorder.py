@@ -17,8 +17,8 @@ from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import RecipeError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, Weight
 from onnxprune.layers import layer_of
+from onnxprune.model import Model, Weight
 from onnxprune.patterns import NM
 from onnxprune.permute import search
 from onnxprune.types import (

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnxprune import validate
-from onnxprune.io import LARGE, Model, Weight, without
+from onnxprune import messages
+from onnxprune.messages import without
+from onnxprune.model import Model, Weight
+from onnxprune.skeleton import LARGE
 from onnxprune.types import AnyArray
 
 _PLACES = ("raw_data", "external_data", "data_location")
@@ -50,12 +52,12 @@ class _Replacement:
         for tensor in source.graph.initializer:
             proto.graph.initializer.append(self._tensor(tensor, tensor.name))
         for node in source.graph.node:
-            if validate.is_constant(node) and any(a.HasField("t") for a in node.attribute):
+            if messages.is_constant(node) and any(a.HasField("t") for a in node.attribute):
                 self._constant(node, proto.graph.node.add())
             else:
                 proto.graph.node.append(node)
         # What is left lies in bodies and functions, which are copies by now.
-        pairs = zip(validate.tensors(source), validate.tensors(proto), strict=True)
+        pairs = zip(messages.tensors(source), messages.tensors(proto), strict=True)
         for (old, _), (new, _) in pairs if self.values.keys() - self.done else ():
             compute = self.values.get(id(old))
             if compute is not None and id(old) not in self.done:

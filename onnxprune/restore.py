@@ -22,7 +22,7 @@ from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.patterned import Imposed
 from onnxprune.prepare import prepare
 from onnxprune.problem import Problem

@@ -9,7 +9,7 @@ from itertools import groupby
 from onnxprune.absorb import Absorber
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.ops.registry import repair_of
 from onnxprune.patches import set_attribute
 from onnxprune.record import Change, Copy, Mask, Removed, dead_births, removed_entries

@@ -22,8 +22,10 @@ from onnxprune.aim import check_targets
 from onnxprune.analysing import analysed
 from onnxprune.checks import AnyModel, check_outputs
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.io import Model, as_model, load, save, write_texts
+from onnxprune.files import write_texts
+from onnxprune.io import as_model, load, save
 from onnxprune.iterate import shares
+from onnxprune.model import Model
 from onnxprune.pipeline import compare, shrink
 from onnxprune.recipe import digest, read, replay
 from onnxprune.report.clock import Clock, Progress

@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import VerificationError
-from onnxprune.io import Model, runnable
+from onnxprune.io import runnable
+from onnxprune.model import Model
 from onnxprune.types import AnyArray
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ from onnxprune.analyse import analyse
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Gauge
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model, serialize
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.restored_twin import Restored, Restorer, data_of
 from onnxprune.runtime import RuntimeUnavailable, Session, cannot_run, session
 from onnxprune.score import Importance, Scorer, score
 from onnxprune.select import PruningPlan, select
+from onnxprune.stream import serialize
 from onnxprune.suffix import Borders, Suffix, border_bytes, families
 from onnxprune.types import Shape
 

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import captured_names
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.types import IntArray
 
 _UNTIL_THE_END = np.iinfo(np.int64).max

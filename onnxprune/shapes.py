@@ -18,7 +18,7 @@ from onnxprune.dims import size_of
 from onnxprune.errors import VerificationError
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph, Node
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.types import AnyArray, Shape
 

@@ -15,6 +15,7 @@ from onnxprune.checks import Check
 from onnxprune.cost import stats, stats_after, stored_bytes
 from onnxprune.density import warnings
 from onnxprune.errors import UnsupportedModelError
+from onnxprune.files import write_texts
 from onnxprune.held import check_held, lost
 from onnxprune.impose import (
     by_method,
@@ -24,8 +25,9 @@ from onnxprune.impose import (
     sparsified,
     wants_rounding,
 )
-from onnxprune.io import Model, save_with, write_texts
+from onnxprune.io import save_with
 from onnxprune.latency_target import feeds_of
+from onnxprune.model import Model
 from onnxprune.quantize.convert import Converted, check_zeros, convert
 from onnxprune.recipe import (
     Recipe,

@@ -16,11 +16,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxprune import validate
+from onnxprune import messages
 from onnxprune.errors import UsageError
 from onnxprune.foldbn import rebuilt
 from onnxprune.graph import captured_names
-from onnxprune.io import LARGE, Model, Weight, serialize, skeleton
+from onnxprune.model import Model, Weight
+from onnxprune.skeleton import LARGE, skeleton
+from onnxprune.stream import serialize
 from onnxprune.types import AnyArray
 
 _DRAWN = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
@@ -58,7 +60,7 @@ def _folded(model: Model, keep: frozenset[str]) -> Model:
     values = {
         name: array
         for name, array in _constant_values(model).items()
-        if name in maker and not validate.is_constant(maker[name])
+        if name in maker and not messages.is_constant(maker[name])
         if _same_type(array, types, name)
     }
     needed = {value.name for value in graph.output}

@@ -23,6 +23,7 @@ from onnxprune.checks import (
 from onnxprune.cost import stats
 from onnxprune.data import AnyData, as_data, digest_of
 from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
+from onnxprune.files import write_texts
 from onnxprune.groups import DependencyGraph
 from onnxprune.held import check_held
 from onnxprune.impose import (
@@ -35,8 +36,9 @@ from onnxprune.impose import (
     sparsified,
     wish_of,
 )
-from onnxprune.io import Model, as_model, save_with, write_texts
+from onnxprune.io import as_model, save_with
 from onnxprune.latency_target import feeds_of
+from onnxprune.model import Model
 from onnxprune.patterns import NM
 from onnxprune.recipe import (
     Options,

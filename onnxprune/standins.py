@@ -11,7 +11,7 @@ from onnxprune.dims import size_of
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.runtime import Session, session
 from onnxprune.shapes import environment

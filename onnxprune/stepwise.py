@@ -17,7 +17,7 @@ from onnx import helper
 
 from onnxprune.data import Data
 from onnxprune.graph import Graph, Node
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.runtime import session
 from onnxprune.types import AnyArray
 

@@ -25,8 +25,9 @@ from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.functions import UserFunction
 from onnxprune.gauges import Gauge, read_labels
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
 from onnxprune.jobs import check_cluster, each
+from onnxprune.model import Model
 from onnxprune.recipe import digest, layout
 from onnxprune.report.clock import Progress
 from onnxprune.report.ops import nothing_prunable

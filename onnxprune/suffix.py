@@ -18,10 +18,11 @@ from onnx import helper
 from onnxprune.feeds import Batch, inputs_of
 from onnxprune.graph import Graph, Node
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import LARGE, Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.restored_twin import Reader, Restored, shift_shape
 from onnxprune.runtime import Session, session
 from onnxprune.select import PruningPlan
+from onnxprune.skeleton import LARGE
 from onnxprune.twin import TwinEdits, twin_edits
 from onnxprune.types import AnyArray
 

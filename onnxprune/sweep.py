@@ -12,7 +12,7 @@ from onnxprune.curves import Estimate, finite
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Gauge, Measure
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.runtime import RuntimeUnavailable, cannot_run, session
 from onnxprune.score import Importance

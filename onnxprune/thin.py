@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from onnxprune import patterns
 from onnxprune.errors import UsageError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.patterns import NM, Block, Kernel, Pattern
 from onnxprune.replaced import replaced
 from onnxprune.types import AnyArray, BoolArray, FloatArray, IntArray, Shape, ThinLayer

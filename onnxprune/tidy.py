@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxprune.data import Data
 from onnxprune.errors import VerificationError
 from onnxprune.foldbn import NORM, fold_norms
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.simplify import simplified
 from onnxprune.types import Tidied
 from onnxprune.verify import TWIN_TOLERANCE

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.errors import VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import UNPROVED, RuntimeUnavailable, cannot_run
 from onnxprune.timing import Timing, compare_timings, measure
 from onnxprune.types import AnyArray, Latency, ModelStats, Verdict

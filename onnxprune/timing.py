@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxprune.extents import Extents, Layer, alone
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import Session, profile, session
 from onnxprune.types import AnyArray
 

@@ -23,7 +23,8 @@ from onnxprune.checks import (
 from onnxprune.cost import stats
 from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
-from onnxprune.io import Model, as_model, save_with
+from onnxprune.io import as_model, save_with
+from onnxprune.model import Model
 from onnxprune.recipe import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory

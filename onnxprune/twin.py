@@ -14,7 +14,7 @@ from onnx import helper
 
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Constant, Node
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.record import Mask, dead_births, flat, role
 from onnxprune.select import PruningPlan
 from onnxprune.slots import Birth

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import Graph
-from onnxprune.io import Weight
+from onnxprune.model import Weight
 from onnxprune.prepare import prepare
 from onnxprune.trace import Trace
 

@@ -11,7 +11,7 @@ from onnxprune.data import Data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
 from onnxprune.impose import wish_of
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.patterned import METHODS as WITH_DATA
 from onnxprune.patterned import Imposed
 from onnxprune.recipe import SparsifyOptions

@@ -13,7 +13,7 @@ from onnxprune.data import Data, random_data
 from onnxprune.errors import BUG, VerificationError
 from onnxprune.feeds import Batch
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.quantize.convert import Converted
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock

@@ -19,8 +19,9 @@ import onnx
 from onnxprune.data import Data
 from onnxprune.drift import measure_drift
 from onnxprune.feeds import Batch, spell
-from onnxprune.io import Model, skeleton
+from onnxprune.model import Model
 from onnxprune.runtime import UNPROVED, RuntimeUnavailable, cannot_run, session
+from onnxprune.skeleton import skeleton
 from onnxprune.types import AnyArray, Drift, Float64Array, Limits, TwinResult, Verdict
 
 TWIN_TOLERANCE = 1e-4  # of the output's scale

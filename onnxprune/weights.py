@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune import validate
+from onnxprune import messages
 from onnxprune.chains import (
     Computed,
     Scaled,
@@ -28,7 +28,7 @@ from onnxprune.chains import (
     stored_values,
     widened,
 )
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.presented import (
     FLOATS,
     MICROSOFT,
@@ -263,7 +263,7 @@ class _Walk:
             )
             if called is not None:
                 self._call(called, node, attributes, env, scope)
-            elif validate.is_constant(node):
+            elif messages.is_constant(node):
                 self._constant(node, attributes, env, scope)
             else:
                 self._node(node, attributes, env, scope)

@@ -8,9 +8,11 @@ from onnx import numpy_helper
 
 from onnxprune.analyse import analyse, random_keep
 from onnxprune.emit import ConstantEdit, Emitter
-from onnxprune.io import Model, as_model, serialize
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.record import dead_births, role
 from onnxprune.select import PruningPlan
+from onnxprune.stream import serialize
 from onnxprune.twin import masked_twin
 from onnxprune.types import AnyArray
 

@@ -10,10 +10,11 @@ import onnx
 
 from onnxprune.analyse import DependencyGraph, analyse, random_keep
 from onnxprune.data import Data, random_data
-from onnxprune.io import Model, skeleton
+from onnxprune.model import Model
 from onnxprune.rewrite import Surgery, masked_twin, operate
 from onnxprune.runtime import session
 from onnxprune.select import PruningPlan
+from onnxprune.skeleton import skeleton
 from onnxprune.survivors import Survivors
 from onnxprune.types import AnyArray, IntArray
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 
 HEADS = tuple(f'<ir_version: 8, opset_import: ["" : {opset}]>\n' for opset in (13, 17, 21))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 MODELS = Path(__file__).resolve().parent.parent / "models"

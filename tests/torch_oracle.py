@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.io import Model
+from onnxprune.model import Model
 
 _IR = 10
 _STEP = 1e-6

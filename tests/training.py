@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import MissingExtraError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.train.own import FromGradients
 from onnxprune.train.place import Place, place, set_up
 from tests.small import parsed

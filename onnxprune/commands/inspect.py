@@ -79,7 +79,7 @@ def inspect(
         chosen = None if group is None else _named(graph, group)
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
-            from onnxprune.io import write_texts
+            from onnxprune.files import write_texts
             from onnxprune.report.tables import groups_csv, held_csv
 
             check_sources(graph.graph.model, csv)

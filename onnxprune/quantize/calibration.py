@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.calibrate import stream
 from onnxprune.data import Data
-from onnxprune.io import Model
+from onnxprune.model import Model
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.calibrate import HistogramCollector

@@ -13,7 +13,7 @@ import onnx
 from onnxprune.data import Data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import BUG, UnsupportedModelError, UsageError, VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.quantize.calibration import METHODS, Ranges
 from onnxprune.quantize.int8 import Layers, find_layers, quantized
 from onnxprune.quantize.lowered import emulated, lowered

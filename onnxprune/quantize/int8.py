@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnxprune.graph import captured_names
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.quantize.ready import put, swept
 from onnxprune.types import AnyArray, KeptNode
 from onnxprune.weights import SparseLayer, sparse_layers

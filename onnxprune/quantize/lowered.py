@@ -14,8 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import captured_names
-from onnxprune.io import LARGE, Model, Weight, skeleton
+from onnxprune.model import Model, Weight
 from onnxprune.quantize.typed import FP32, SPELLED, Typing, rounded
+from onnxprune.skeleton import LARGE, skeleton
 
 _SUFFIX: Mapping[int, str] = {
     TensorProto.FLOAT16: "fp16",

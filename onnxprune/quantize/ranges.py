@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.data import Data
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import session
 
 

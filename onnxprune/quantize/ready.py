@@ -10,7 +10,8 @@ import onnx
 
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.graph import captured_names
-from onnxprune.io import Model, Weight, serialize
+from onnxprune.model import Model, Weight
+from onnxprune.stream import serialize
 from onnxprune.types import AnyArray, FloatArray
 
 _SCALES = 5  # inputs of a BatchNormalization: X, scale, B, mean, var

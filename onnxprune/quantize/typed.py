@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.graph import captured_names
-from onnxprune.io import Model, Weight, skeleton
+from onnxprune.model import Model, Weight
+from onnxprune.skeleton import skeleton
 from onnxprune.types import AnyArray, KeptNode
 
 FP16 = TensorProto.FLOAT16

@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.alignment import Alignment, Coming
 from onnxprune.cost import stats, stats_after
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.report.checks import as_check_json
 from onnxprune.report.clock import peak_memory
 from onnxprune.report.layers import layer_reports

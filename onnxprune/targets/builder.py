@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from onnxprune.errors import MissingExtraError
-from onnxprune.io import Model, save
+from onnxprune.io import save
+from onnxprune.model import Model
 from onnxprune.targets.findings import ERROR, Build, Finding, Profile
 
 MODULE = "tensorrt_rtx"

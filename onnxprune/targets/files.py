@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnxprune.io import INLINE_LIMIT, Model
+from onnxprune.model import Model
 from onnxprune.presented import domain_of
+from onnxprune.stream import INLINE_LIMIT
 from onnxprune.targets.findings import ERROR, NOTE, WARNING, Finding, Profile
 from onnxprune.targets.nodes import bodies
 from onnxprune.targets.profiles import spelled

@@ -11,8 +11,9 @@ import onnx
 from onnx import shape_inference
 
 from onnxprune.graph import captured_names
-from onnxprune.io import Model, skeleton
+from onnxprune.model import Model
 from onnxprune.presented import attributes_of, domain_of, label_of
+from onnxprune.skeleton import skeleton
 
 _PRESENT = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Flatten")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 from onnx import TensorProto
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.presented import domain_of
 from onnxprune.targets.findings import ERROR, NOTE, WARNING, Finding
 from onnxprune.targets.nodes import Body, bodies, element_types, functions_of

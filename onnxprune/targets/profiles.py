@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnxprune.dims import size_of
 from onnxprune.errors import UsageError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets.findings import Profile
 from onnxprune.types import Shape
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.presented import attributes_of
 from onnxprune.targets.findings import ERROR, WARNING, Finding
 from onnxprune.targets.nodes import Body, bodies

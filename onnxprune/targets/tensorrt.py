@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets.builder import EXTRA
 from onnxprune.targets.files import file_findings, profile_findings
 from onnxprune.targets.findings import ERROR, SEVERITIES, WARNING, Build, Checked, Finding, Profile

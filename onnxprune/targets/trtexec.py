@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets.findings import Profile
 from onnxprune.targets.layered import Weights, weights_of
 from onnxprune.targets.profiles import Wanted, spelled

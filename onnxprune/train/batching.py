@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from onnxprune.dims import size_of
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import RuntimeUnavailable, session
 from onnxprune.train.protocol import Arrays
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, inliner, numpy_helper
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import ModelError, UnsupportedModelError
 from onnxprune.graph import Graph, Node
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
 from onnxprune.prepare import prepare
 from onnxprune.train.protocol import Arrays
 from onnxprune.types import AnyArray

@@ -17,7 +17,8 @@ from onnxprune.dims import size_of
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.feeds import inputs_of, spell
 from onnxprune.gauges import read_labels
-from onnxprune.io import Model, as_model, load
+from onnxprune.io import as_model, load
+from onnxprune.model import Model
 from onnxprune.recipe import Recipe, digest
 from onnxprune.train.batching import fixed_batch
 from onnxprune.train.samples import Samples

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.train.objective import Aim, Objective
 from onnxprune.train.protocol import Arrays

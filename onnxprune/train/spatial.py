@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.train.rewrites import NoRewriteError, Writer, rewrites
 from onnxprune.types import AnyArray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.recipe import METADATA_KEY, Recipe, read
 from onnxprune.train.copying import TrainingCopy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from onnxprune import checking
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets import builder
 from onnxprune.targets.findings import Build, Finding
 from tests.calls import Call

@@ -607,7 +607,7 @@ def test_recipe_that_cannot_be_written_leaves_no_model(
     def full(recipe: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(io, "_text_job", lambda text: full)
+    monkeypatch.setattr(io, "text_job", lambda text: full)
     ran = call(*SHRINK, "--recipe-out", "r.json")
     assert (ran.code, ran.out) == (2, "")
     assert "disk full while writing 'r.json'" in ran.err
@@ -682,7 +682,7 @@ def test_order_to_end_while_writing_leaves_no_file(order: str, tmp_path: Path) -
         "from onnxprune import cli, io\n"
         "def job(text):\n"
         f"    return lambda out: os.kill(os.getpid(), signal.{order}) or out.write(b'')\n"
-        "io._text_job = job\n"
+        "io.text_job = job\n"
         "cli.main()\n"
     )
     ran = python(

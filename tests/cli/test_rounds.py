@@ -13,6 +13,7 @@ import pytest
 from onnxprune import io
 from onnxprune.cli import run
 from onnxprune.errors import TargetError, TrainingError, UsageError
+from onnxprune.model import Model
 from onnxprune.report.build import as_json
 from onnxprune.report.schemas import stored
 from onnxprune.report.tuned import rounds_report
@@ -27,7 +28,7 @@ from tests.training import CLASSES, FEATURES, installed, points, written
 WIDTH = 24
 
 
-def network() -> io.Model:
+def network() -> Model:
     rng = np.random.default_rng(0)
     return parsed(
         f"g (float[n,{FEATURES}] x) => (float[n,{CLASSES}] y)"
@@ -77,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reloaded(network(), tmp_path / "m.onnx")
 
 
-def rounds(**options: Any) -> tuple[io.Model, Any]:
+def rounds(**options: Any) -> tuple[Model, Any]:
     trainer = options.pop("trainer", None) or FromGradients(gradients)
     training = {**TRAINING, "trainer": trainer}
     return shrink_in_rounds(
@@ -87,7 +88,7 @@ def rounds(**options: Any) -> tuple[io.Model, Any]:
     )  # fmt: skip
 
 
-def accuracy(model: io.Model) -> float:
+def accuracy(model: Model) -> float:
     x, y = points()
     return float((session(model).run({"x": x})["y"].argmax(1) == y).mean())
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from onnxprune import io
+from onnxprune.model import Model
 from onnxprune.report.schemas import stored
 from onnxprune.thin import Thinned
 from tests.calls import Call
@@ -195,7 +196,7 @@ def test_other_change_than_zeros_is_caught(call: Call, monkeypatch: pytest.Monke
 
     real = impose.thin
 
-    def tampered(model: io.Model, *rest: object) -> Thinned:
+    def tampered(model: Model, *rest: object) -> Thinned:
         from dataclasses import replace
 
         found = real(model, *rest)

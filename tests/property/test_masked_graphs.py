@@ -7,8 +7,8 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
-from onnxprune.io import Model
 from onnxprune.lossless import lossless_plan
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.runtime import accepts, session
 from tests.masked import masked

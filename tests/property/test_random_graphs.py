@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.ops import registry
 from onnxprune.runtime import accepts
 from tests.oracle import (

@@ -11,7 +11,8 @@ import pytest
 from onnxprune.alignment import Alignment, Coming, holds_pattern, steps
 from onnxprune.analyse import DependencyGraph, analyse
 from onnxprune.cost import stats, stats_after
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.planning import Planner, Wish
 from onnxprune.report.layers import layer_reports

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onnxprune.analyse import analyse
 from onnxprune.cli import app
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random
 from tests.unit.ops.models import model, reason, shapes

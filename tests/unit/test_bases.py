@@ -10,7 +10,8 @@ from onnxprune.bases import Streams
 from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.problem import Problem
 from onnxprune.refit import Fit
 from onnxprune.restore import refit

@@ -8,7 +8,7 @@ from onnxprune.analyse import analyse
 from onnxprune.bounds import Bounds, find_bounds
 from onnxprune.feeds import random_feeds
 from onnxprune.intervals import Interval, add, between, divide, multiply, unknown, weighted
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import accepts, session
 from tests.masked import masked
 from tests.property.graphs import random_model

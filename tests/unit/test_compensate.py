@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.compensate import compensated
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.moments import spreads
 from onnxprune.pipeline import shrink
 from onnxprune.rewrite import operate

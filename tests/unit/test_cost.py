@@ -8,7 +8,8 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.cost import count_params, stats, stats_after
-from onnxprune.io import Model, load, save
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import select

@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune.data import load_data, random_data
 from onnxprune.errors import UsageError, VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 

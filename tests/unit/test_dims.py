@@ -12,7 +12,8 @@ from onnxprune.analyse import analyse
 from onnxprune.data import load_data, random_data
 from onnxprune.dims import size_of
 from onnxprune.feeds import inputs_of
-from onnxprune.io import Model, load, save
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.runtime import session
 from onnxprune.shapes import environment

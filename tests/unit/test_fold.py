@@ -9,7 +9,7 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.cost import count_params
 from onnxprune.fold import fold
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.prepare import prepare
 from onnxprune.rewrite import operate

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from onnxprune.foldbn import fold_norms
-from onnxprune.io import Model, serialize
+from onnxprune.model import Model
 from onnxprune.runtime import session
+from onnxprune.stream import serialize
 from tests.small import array, conv_chain, parsed
 
 F32 = np.float32

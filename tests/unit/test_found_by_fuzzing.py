@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune.analyse import analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_without
 from tests.unit.ops.models import (

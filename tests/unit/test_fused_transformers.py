@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats, stats_after
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import select

@@ -15,9 +15,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import io, validate
+from onnxprune import files, io, messages, stream
 from onnxprune.errors import InvariantError, ModelError, UsageError
-from onnxprune.io import Model, Weight
+from onnxprune.model import Model, Weight
+from onnxprune.skeleton import skeleton
 
 RNG = np.random.default_rng(0)
 BIG = RNG.standard_normal((32, 16)).astype(np.float32)  # 2 KiB
@@ -59,7 +60,7 @@ def saved(path: Path) -> Path:
 
 def save_external(model: Model, path: Path) -> Model:
     """As ``save`` does for a model that had external data from the start."""
-    io._write_files(io._model_jobs(model, path, path.with_name(path.name + ".data")))
+    files.write_files(stream.model_jobs(model, path, path.with_name(path.name + ".data")))
     return io.load(path)
 
 
@@ -250,9 +251,9 @@ def test_external_model_stays_external_and_aligned_beside_the_output(tmp_path: P
     assert written == sum(file.stat().st_size for file in files)
     again = io.load(files[0])
     references = [
-        validate.external_reference(tensor)
+        messages.external_reference(tensor)
         for tensor in again.proto.graph.initializer
-        if validate.is_external(tensor)
+        if messages.is_external(tensor)
     ]
     assert [(ref.location, ref.offset) for ref in references] == [
         ("out.onnx.data", 0),
@@ -265,12 +266,12 @@ def test_external_model_stays_external_and_aligned_beside_the_output(tmp_path: P
 def test_model_over_the_inline_limit_is_saved_with_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(io, "INLINE_LIMIT", 2000)
+    monkeypatch.setattr(stream, "INLINE_LIMIT", 2000)
     model = io.as_model(gemm_model())
     io.save(model, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").stat().st_size == BIG.nbytes
     with pytest.raises(UsageError, match="2 GiB"):
-        io.serialize(model)
+        stream.serialize(model)
     with io.runnable(model) as source:
         assert isinstance(source, str)
         np.testing.assert_allclose(run(source), run(gemm_model().SerializeToString()), rtol=1e-6)
@@ -301,7 +302,7 @@ def test_external_tensors_in_subgraphs_follow_the_model(tmp_path: Path) -> None:
     io.save(model, tmp_path / "sub" / "out.onnx")
     expected = run(proto.SerializeToString())
     np.testing.assert_allclose(run(str(tmp_path / "sub" / "out.onnx")), expected, rtol=1e-6)
-    np.testing.assert_allclose(run(io.serialize(model)), expected, rtol=1e-6)
+    np.testing.assert_allclose(run(stream.serialize(model)), expected, rtol=1e-6)
 
 
 def test_deferred_weights_are_read_once_when_the_model_is_written(tmp_path: Path) -> None:
@@ -322,14 +323,14 @@ def test_deferred_weights_are_read_once_when_the_model_is_written(tmp_path: Path
     io.save(model, tmp_path / "m.onnx")
     assert len(reads) == 1
     assert onnx.load(tmp_path / "m.onnx") == whole
-    io.skeleton(model)
+    skeleton(model)
     assert len(reads) == 1
 
 
 def test_deferred_weight_that_does_not_fit_its_declaration_is_our_own_bug() -> None:
     model = Model(gemm_model(), deferred={"w": Weight.from_array("w", BIG[:4])})
     with pytest.raises(InvariantError, match="deferred weight 'w'"):
-        io.serialize(model)
+        stream.serialize(model)
 
 
 def test_text_that_is_no_utf8_survives(tmp_path: Path) -> None:
@@ -479,7 +480,7 @@ def test_model_that_cannot_be_moved_into_place_takes_its_data_with_it(
 def test_skeleton_declares_large_constants_as_inputs_and_keeps_small_ones() -> None:
     proto = gemm_model()
     proto.graph.initializer.append(numpy_helper.from_array(BIG, "in_constant"))
-    bones = io.skeleton(io.as_model(proto))
+    bones = skeleton(io.as_model(proto))
     assert [value.name for value in bones.graph.input] == ["x", "w", "in_constant"]
     assert [tensor.name for tensor in bones.graph.initializer] == ["b"]
     declared = bones.graph.input[1].type.tensor_type
@@ -496,7 +497,7 @@ def test_skeleton_of_an_initializer_that_is_also_an_input_declares_it_once() -> 
         proto.graph.input.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-    bones = io.skeleton(io.as_model(proto))
+    bones = skeleton(io.as_model(proto))
     assert [value.name for value in bones.graph.input] == ["x", "w", "b"]
 
 
@@ -505,13 +506,13 @@ def test_skeleton_of_a_large_model_is_small(tmp_path: Path) -> None:
     proto.graph.node.insert(
         0, helper.make_node("Constant", [], ["t"], value=numpy_helper.from_array(BIG, ""))
     )
-    assert len(io.skeleton(io.as_model(proto)).SerializeToString()) < 1024
+    assert len(skeleton(io.as_model(proto)).SerializeToString()) < 1024
 
 
 def test_parts_know_their_length_before_they_are_made() -> None:
-    part = io._Part(3, lambda: b"xx")
+    part = stream._Part(3, lambda: b"xx")
     with pytest.raises(InvariantError, match="3 bytes came out as 2"):
-        io._write_parts(std_io.BytesIO(), [part])
+        stream._write_parts(std_io.BytesIO(), [part])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -519,6 +520,6 @@ def test_text_never_replaces_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(UsageError, match="is not a regular file"):
-        io.write_texts({pipe: "text"})
+        files.write_texts({pipe: "text"})
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

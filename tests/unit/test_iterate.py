@@ -13,8 +13,9 @@ from onnxprune.data import Data, load_data
 from onnxprune.errors import UsageError
 from onnxprune.expand import expanded
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
 from onnxprune.iterate import Chosen, Step, in_steps, shares
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.planning import Planner, Wish
 from onnxprune.restore import refit

@@ -8,8 +8,8 @@ import pytest
 from onnxprune import calibrate
 from onnxprune.calibrate import Gram, energies, grams, stream
 from onnxprune.data import Data
-from onnxprune.io import Model
 from onnxprune.layers import columns, layer_of, matrix, outputs, unmatrix
+from onnxprune.model import Model
 from onnxprune.obs import Reader, greedy_costs
 from onnxprune.prepare import prepare
 from onnxprune.shapes import environment

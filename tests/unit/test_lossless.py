@@ -9,8 +9,9 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
 from onnxprune.errors import RecipeError, UsageError
-from onnxprune.io import Model, load
+from onnxprune.io import load
 from onnxprune.lossless import lossless_plan, without_effect
+from onnxprune.model import Model
 from onnxprune.pipeline import inspect, shrink
 from onnxprune.recipe import read
 from onnxprune.rewrite import operate

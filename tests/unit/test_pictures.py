@@ -9,7 +9,8 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.data import Data
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pictures import drawable, pictures
 from onnxprune.pipeline import shrink
 from onnxprune.recipe import read

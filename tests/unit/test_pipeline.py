@@ -19,7 +19,7 @@ from onnxprune.errors import (
     UsageError,
     VerificationError,
 )
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.pipeline import compare, inspect, shrink
 from onnxprune.runtime import session
 from onnxprune.types import Report, TwinResult, Verdict

@@ -13,7 +13,8 @@ from onnxprune.cost import stats, stats_after
 from onnxprune.data import Data
 from onnxprune.errors import TargetError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.planning import Judge, Planner, Wish
 from onnxprune.rewrite import operate
 from onnxprune.score import score

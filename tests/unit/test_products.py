@@ -9,7 +9,8 @@ from onnxprune.analyse import analyse
 from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.problem import Problem
 from onnxprune.products import Products
 from onnxprune.refit import Fit

@@ -13,7 +13,8 @@ from onnxprune.data import Data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import UnsupportedModelError, VerificationError
 from onnxprune.impose import impose
-from onnxprune.io import Model, load, save, serialize
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.quantize.calibration import METHODS, Ranges
 from onnxprune.quantize.convert import Converted, check_zeros, convert
@@ -23,6 +24,7 @@ from onnxprune.quantizing import quantize
 from onnxprune.recipe import QuantizeOptions, SparsifyOptions, read
 from onnxprune.runtime import session
 from onnxprune.sparsifying import sparsify
+from onnxprune.stream import serialize
 from onnxprune.weights import sparse_layers
 from tests.oracle import assert_equals_masked_twin
 from tests.small import array, conv_chain, parsed

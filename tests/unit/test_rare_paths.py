@@ -12,7 +12,7 @@ import pytest
 
 from onnxprune import fields, slots
 from onnxprune.analyse import analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from tests.oracle import plan_at
 from tests.unit.ops.models import (

@@ -13,7 +13,8 @@ import pytest
 from onnxprune import recipe as recipes
 from onnxprune.analyse import analyse
 from onnxprune.errors import RecipeError
-from onnxprune.io import Model, load, save
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.recipe import Options, Recipe, RemovedEntry
 from tests.small import MODELS, array, conv_chain, parsed, reloaded

@@ -9,7 +9,7 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
 from onnxprune.errors import RecipeError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.patterns import NM
 from onnxprune.reorder import Reordered, reordered, repeated
 from onnxprune.thin import Wish, candidates

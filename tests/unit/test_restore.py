@@ -12,7 +12,8 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.data import Data, load_data
-from onnxprune.io import Model, as_model, skeleton
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.planning import Judge
 from onnxprune.restore import refit
 from onnxprune.rewrite import operate
@@ -20,6 +21,7 @@ from onnxprune.runtime import session
 from onnxprune.score import score
 from onnxprune.select import PruningPlan, select
 from onnxprune.sites import _Walk
+from onnxprune.skeleton import skeleton
 from onnxprune.types import Refitted
 from tests.oracle import plan_without
 from tests.small import MODELS, array, conv_chain, parsed

@@ -13,7 +13,8 @@ from onnxprune.data import Data, load_data
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Drifted, Gauge
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.restore import refit
 from onnxprune.restored_twin import Restorer
 from onnxprune.rewrite import operate

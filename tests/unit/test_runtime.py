@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import RuntimeUnavailable, _kernel, accepts, session
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'

@@ -13,7 +13,8 @@ from onnxprune.calibrate import stream
 from onnxprune.data import Data, random_data
 from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.norms import fpgm, lamp
 from onnxprune.score import FROM_DATA, METHODS, choose, score
 from onnxprune.select import select

@@ -12,7 +12,8 @@ from onnxprune.data import random_data
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Drifted, Gauge
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import Model, as_model, load
+from onnxprune.io import as_model, load
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.score import score
 from onnxprune.sensitivity import BUDGET, Bench, Study, one_family

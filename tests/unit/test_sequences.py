@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.sequences import slice_sequences
 from tests.oracle import assert_equals_masked_twin, plan_at

@@ -12,7 +12,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.errors import InvariantError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_equals_masked_twin, assert_rewrites, plan_at, plan_without
 from tests.unit.ops.models import (

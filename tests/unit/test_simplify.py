@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.io import Model, serialize
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.simplify import simplified
+from onnxprune.stream import serialize
 from tests.small import conv_chain, parsed
 
 F32 = np.float32

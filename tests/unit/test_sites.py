@@ -12,7 +12,7 @@ import pytest
 from onnxprune import refit as least_squares
 from onnxprune.analyse import analyse
 from onnxprune.calibrate import stream
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.planning import Judge
 from onnxprune.restore import refit
 from onnxprune.rewrite import operate

@@ -12,7 +12,8 @@ import pytest
 from onnxprune import stepwise
 from onnxprune.calibrate import stream
 from onnxprune.data import Data, random_data
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.prepare import prepare
 from onnxprune.stepwise import Stepwise
 from tests.small import MODELS, conv_chain, parsed

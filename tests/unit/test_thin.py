@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import io
+from onnxprune import io, stream
 from onnxprune.errors import UnsupportedModelError, UsageError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.sparsifying import sparsify
 from onnxprune.thin import Thinned, Wish, thin
 from onnxprune.types import AnyArray, ThinLayer
@@ -228,8 +228,8 @@ def with_function() -> Model:
 def bare(model: Model) -> onnx.ModelProto:
     """Everything but the numbers in tensors and the recipe."""
     proto = onnx.ModelProto()
-    proto.ParseFromString(io.serialize(model))
-    from onnxprune.validate import tensors
+    proto.ParseFromString(stream.serialize(model))
+    from onnxprune.messages import tensors
 
     for tensor, _ in tensors(proto):
         for name in ("raw_data", "float_data", "int32_data"):
@@ -314,7 +314,7 @@ def test_fault_f_sixteen_bits_keep_the_largest_in_either_storage(kind: str, stor
     model = parsed(f"g ({kind}[3,8] x) => ({kind}[3,12] y) {{ y = MatMul(x, w) }}")
     model.proto.graph.initializer.append(tensor)
     found = thinned(model)
-    (made,) = io.as_model(io.serialize(found.model)).proto.graph.initializer
+    (made,) = io.as_model(stream.serialize(found.model)).proto.graph.initializer
     assert made.data_type == tensor.data_type
     assert bool(made.raw_data) == (storage == "raw")
     assert made.ByteSize() <= tensor.ByteSize()

@@ -8,7 +8,8 @@ import pytest
 from onnxprune import patterned, refit
 from onnxprune.data import Data, load_data
 from onnxprune.errors import UsageError
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.patterns import NM, holds
 from onnxprune.report.tables import sparsify_report
 from onnxprune.runtime import session

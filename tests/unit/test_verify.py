@@ -12,7 +12,7 @@ import pytest
 from onnxprune.data import Data, random_data
 from onnxprune.drift import measure_drift
 from onnxprune.errors import VerificationError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.types import Limits, Verdict
 from onnxprune.verify import verify
 

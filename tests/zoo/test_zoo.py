@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse, random_keep
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.select import PruningPlan
 from tests.oracle import assert_equals_masked_twin

@@ -25,7 +25,8 @@ import numpy as np
 from onnxprune.analyse import analyse
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.planning import Planner, Wish
 from onnxprune.rewrite import operate

@@ -31,7 +31,8 @@ from trial import REPOSITORY, table
 
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.runtime import session
 from onnxprune.sparsifying import sparsify

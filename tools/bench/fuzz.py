@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import accepts
 from tests.oracle import assert_equals_masked_twin, assert_rewrites, plan_at, plan_at_random
 from tests.property.graphs import known_ops, random_model

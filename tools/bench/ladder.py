@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analyse import analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 
 DEPTHS = (50, 200, 1000, 5000)
 WIDTHS = (64, 512, 4096, 16384)

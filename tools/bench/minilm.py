@@ -27,7 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analyse import analyse
 from onnxprune.data import Data
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.patterned import Imposed
 from onnxprune.restore import refit
 from onnxprune.runtime import session

@@ -25,7 +25,7 @@ from onnxprune import fields
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
 from onnxprune.effects import Effect, Freeze, Rows, Tie
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.moves import Step, Take, shape_after
 from onnxprune.ops import registry
 from onnxprune.ops.registry import Entry

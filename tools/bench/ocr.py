@@ -29,8 +29,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.io import Model, load
+from onnxprune.io import load
 from onnxprune.latency import measure
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.runtime import session
 from onnxprune.types import Report

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
 from onnxprune.data import Data, load_data
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

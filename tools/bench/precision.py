@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import load_data
-from onnxprune.io import Model, load, save
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.quantize.convert import convert
 from onnxprune.recipe import QuantizeOptions

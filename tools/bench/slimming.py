@@ -27,7 +27,8 @@ from onnx import helper, numpy_helper
 from trial import table
 
 from onnxprune.data import Data
-from onnxprune.io import Model, as_model
+from onnxprune.io import as_model
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.runtime import session
 from onnxprune.tuning import finetune

@@ -25,7 +25,8 @@ from onnxprune.analyse import analyse
 from onnxprune.data import random_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.feeds import Batch
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.runtime import profile, session
 from onnxprune.timing import compare_timings, interleaved, timing

@@ -28,7 +28,8 @@ from trial import REPOSITORY, table
 
 from onnxprune.data import random_data
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.io import Model, load
+from onnxprune.io import load
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.train import gradcheck
 from onnxprune.train.backends import NAMES, trainer_of

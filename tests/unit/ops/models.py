@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnxprune.analyse import DependencyGraph, analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import Surgery, operate
 from tests.oracle import assert_equals_masked_twin, plan_at, plan_at_random, plan_without
 

@@ -10,8 +10,8 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
-from onnxprune.io import Model
 from onnxprune.lossless import without_effect
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from tests.oracle import assert_rewrites, plan_at
 from tests.unit.ops.models import assert_exact, assert_frozen, attribute, halved, model

@@ -11,7 +11,7 @@ import pytest
 from onnxprune.analyse import analyse
 from onnxprune.cost import stats
 from onnxprune.data import random_data
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.runtime import session
 from tests.oracle import plan_at

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.analyse import analyse
-from onnxprune.io import Model
+from onnxprune.model import Model
 from tests.unit.ops.models import (
     assert_coupled,
     assert_exact,

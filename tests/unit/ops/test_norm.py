@@ -5,7 +5,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.data import random_data
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.rewrite import operate
 from onnxprune.verify import verify
 from tests.oracle import assert_rewrites, plan_at

@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.analyse import analyse
 from onnxprune.errors import InvariantError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.ops import registry
 from tests.oracle import plan_at
 from tests.unit.ops.models import (

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from tests.small import parsed
 
 _RNG = np.random.default_rng(0)

@@ -66,6 +66,6 @@ def test_opsets_from_7_on_are_built(opset: int) -> None:
         f'<ir_version: 8, opset_import: ["" : {opset}]>'
         "g (float[1,4,4,4] x) => (float[1,4,4,4] y) {y = Relu(x)}"
     )
-    from onnxprune.io import Model
+    from onnxprune.model import Model
 
     assert build_model(Model(model), {}).built

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import MissingExtraError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets import builder
 from onnxprune.targets.builder import build, build_model
 from onnxprune.targets.findings import Profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnxprune.errors import UsageError
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets.files import profile_findings
 from onnxprune.targets.profiles import Wanted
 from tests.small import parsed

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from onnxprune.checking import check
-from onnxprune.io import Model, load, save
+from onnxprune.io import load, save
+from onnxprune.model import Model
 from onnxprune.targets.files import file_findings
 from onnxprune.targets.findings import ERROR, Build, Checked, Finding
 from onnxprune.targets.operators import operator_findings

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.targets.trtexec import next_step
 from tests.small import conv_chain, parsed
 from tests.unit.targets.cases import CASES

@@ -29,7 +29,7 @@ def test_weights_statistics_and_scales_are_told_apart() -> None:
 def test_the_copy_computes_what_the_model_does() -> None:
     model = conv_chain((3, 4, 5), batch="n")
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    from onnxprune.io import Model
+    from onnxprune.model import Model
 
     copied = session(Model(TrainingCopy.of(model).proto)).run({"x": x})["y"]
     np.testing.assert_allclose(copied, session(model).run({"x": x})["y"], rtol=1e-4, atol=1e-5)

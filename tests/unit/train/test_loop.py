@@ -15,6 +15,7 @@ import pytest
 
 from onnxprune import io
 from onnxprune.errors import TrainingError, UsageError, VerificationError
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.train.checkpoint import Checkpoint
 from onnxprune.train.own import FromGradients
@@ -33,12 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reloaded(linear(), tmp_path / "m.onnx")
 
 
-def tuned(**options: Any) -> tuple[io.Model, Any]:
+def tuned(**options: Any) -> tuple[Model, Any]:
     given = {"data": "points.npz", "labels": "classes.npy", "trainer": trainer(), **OPTIONS}
     return finetune("m.onnx", **(given | options))
 
 
-def accuracy(model: io.Model) -> float:
+def accuracy(model: Model) -> float:
     x, y = points()
     return float((session(model).run({"x": x})["y"].argmax(1) == y).mean())
 

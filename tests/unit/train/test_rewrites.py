@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.io import Model
+from onnxprune.model import Model
 from onnxprune.runtime import session
 from onnxprune.train import spatial
 from onnxprune.train.ort import _WITHOUT_GRADIENT

@@ -14,7 +14,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 from onnxprune import runtime  # noqa: E402
 from onnxprune.errors import UnsupportedModelError, UsageError  # noqa: E402
-from onnxprune.io import Model, load  # noqa: E402
+from onnxprune.io import load  # noqa: E402
+from onnxprune.model import Model  # noqa: E402
 from onnxprune.train.torch_graph import TorchGraph  # noqa: E402
 from onnxprune.train.torch_trainer import TorchTrainer  # noqa: E402
 from tests.small import MODELS, conv_chain, parsed  # noqa: E402
