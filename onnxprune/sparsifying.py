@@ -54,7 +54,7 @@ from onnxprune.reorder import Reordered, reordered, repeated
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
-from onnxprune.report.tables import thin_csv
+from onnxprune.report.sparse import thin_csv
 from onnxprune.request import Mode
 from onnxprune.rewrite import Surgery
 from onnxprune.select import patterns as globs

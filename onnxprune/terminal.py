@@ -50,7 +50,7 @@ def discard_output() -> None:
 
 def show(parts: Iterable[RenderableType]) -> None:
     """Print tables and lines on stdout; where that is no terminal, plain and unwrapped."""
-    from onnxprune.report.tables import console
+    from onnxprune.report.layout import console
 
     terminal = sys.stdout.isatty()
     out = console(terminal=terminal)

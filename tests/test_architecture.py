@@ -44,7 +44,9 @@ ORDER = tuple(
     targets.profiles targets.files targets.layered targets.trtexec targets.builder targets.worker
     targets.tensorrt
     report report.clock report.model report.checks report.ops report.layers report.build
-    report.schemas report.tables report.tuned report.plots report.studies
+    report.schemas report.layout report.channels report.widths report.costs report.sparse
+    report.restored report.quantized report.endings report.tables report.tuned report.plots
+    report.studies
     checks restoring request analysing checking verdicts shrinking pipeline
     sparsifying quantizing studies
     train train.protocol train.wire train.updates train.own train.worker train.copying

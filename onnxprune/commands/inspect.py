@@ -80,7 +80,8 @@ def inspect(
         operators = operators_of(graph, report.before) if ops else None
         if csv is not None:
             from onnxprune.files import write_texts
-            from onnxprune.report.tables import groups_csv, held_csv
+            from onnxprune.report.channels import groups_csv
+            from onnxprune.report.sparse import held_csv
 
             check_sources(graph.graph.model, csv)
             text = groups_csv(report.groups) if report.held is None else held_csv(report.held)
@@ -92,7 +93,8 @@ def inspect(
             shown = report if chosen is None else only_groups(report, chosen)
             print_json(as_json(shown, operators))
         elif not quiet:
-            from onnxprune.report.tables import group_details, inspect_report
+            from onnxprune.report.channels import group_details
+            from onnxprune.report.tables import inspect_report
 
             details = None if chosen is None else group_details(graph, chosen)
             show(details or inspect_report(report, operators, verbose=verbose))

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.curves import Estimate, Sensitivity
+from onnxprune.report.layout import number
 from onnxprune.report.plots import SPELLED, name_of
-from onnxprune.report.tables import number
 from onnxprune.sweep import Sweep
 
 _RANDOM = " (random input: says little about quality)"

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.report.tables import drift_lines, next_line, number, target_lines
+from onnxprune.report.endings import drift_lines, next_line, target_lines
+from onnxprune.report.layout import number
 from onnxprune.types import Drift, Report, Round, Tuned
 
 _SAID = {"top1": "accuracy", "agreement": "agreement with the teacher"}

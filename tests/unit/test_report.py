@@ -16,18 +16,13 @@ import onnxprune
 from onnxprune import recipe as recipes
 from onnxprune.pipeline import compare, inspect, shrink
 from onnxprune.report.build import as_json, only_groups
+from onnxprune.report.channels import group_detail, groups_csv
 from onnxprune.report.clock import STAGES, Clock, Heard, peak_memory
+from onnxprune.report.endings import worst_drift
+from onnxprune.report.layout import number
 from onnxprune.report.ops import operator_table, operators_of
 from onnxprune.report.schemas import generate, stored
-from onnxprune.report.tables import (
-    compare_report,
-    group_detail,
-    groups_csv,
-    inspect_report,
-    number,
-    shrink_report,
-    worst_drift,
-)
+from onnxprune.report.tables import compare_report, inspect_report, shrink_report
 from onnxprune.types import Drift, Latency, NextStep, Refitted, Report
 from tests.small import MODELS, conv_chain, parsed
 
