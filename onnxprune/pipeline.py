@@ -41,10 +41,11 @@ from onnxprune.report.ops import nothing_prunable
 from onnxprune.request import Mode, Request
 from onnxprune.score import Scorer, choose
 from onnxprune.select import patterns
-from onnxprune.shrinking import Shrinking, Writing
+from onnxprune.shrinking import Shrinking
 from onnxprune.timed import latency_of
 from onnxprune.types import Limits, Report, Shape, Verdict
 from onnxprune.verdicts import made_up_data
+from onnxprune.writing import Writing
 
 # -- shrink ----------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ def shrink(
             original = as_model(model)
             check_sources(original, output, recipe_out)
             check = Check(verify, limits, as_data(data, original), seed)
-        writing = Writing(output, recipe_out, force, check_for, latency, threads)
+        writing = Writing(output, force, recipe_out, check_for, latency, threads)
         run = Shrinking(asked, original, check, clock)
         made = run.run(writing)
     return made, run.report(writing, tuple(heard.messages))

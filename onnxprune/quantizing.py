@@ -13,8 +13,7 @@ from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_
 from onnxprune.cost import stats, stored_bytes
 from onnxprune.data import AnyData, as_data
 from onnxprune.errors import UsageError
-from onnxprune.files import write_texts
-from onnxprune.io import as_model, save_with
+from onnxprune.io import as_model
 from onnxprune.model import Model
 from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
 from onnxprune.recipe import QuantizeOptions, quantized_before, read, requantized
@@ -26,6 +25,7 @@ from onnxprune.select import patterns
 from onnxprune.targets.trtexec import next_step
 from onnxprune.types import Limits, Report, Shape
 from onnxprune.verdicts import made_up_data, quantized_verdict
+from onnxprune.writing import Writing
 
 _METHODS = ("auto", "minmax", "percentile", "entropy")
 
@@ -97,7 +97,7 @@ def quantize(
     wished = _options(to, method, patterns(ignore), patterns(only), convert_io=convert_io)
     check_options(wished, data)
     check_outputs(model, output, recipe_out, force=force, read=(data,))
-    clock = Clock(progress)
+    clock, writing = Clock(progress), Writing(output, force, recipe_out, check_for)
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
@@ -120,27 +120,18 @@ def quantize(
         if check_for is not None:
             checked = checked_result(original, final, output, known, clock)
         with clock.stage("save"):
-            texts = {} if recipe_out is None else {Path(recipe_out): read(final).readable()}
-            files = (
-                write_texts(texts)
-                if output is None
-                else save_with(
-                    final,
-                    output,
-                    texts,
-                    force=force,
-                    check=None
-                    if verify == "none"
-                    else lambda again: check_zeros(made.plain, again),
-                )
+            written = writing.save(
+                final,
+                lambda: read(final),
+                check=None if verify == "none" else lambda again: check_zeros(made.plain, again),
             )
-    size = sum(count for path, count in files.items() if path not in texts)
+    unwritten = replace(before, bytes=stored_bytes(final))
     return final, Report(
         verb="quantize",
         input_path=str(original.path or ""),
         before=before,
         output_path=None if output is None else str(output),
-        after=replace(before, bytes=stored_bytes(final) if output is None else size),
+        after=written.of(unwritten),
         importance="",
         importance_why="",
         exact=None,
@@ -151,7 +142,7 @@ def quantize(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe=read(final).as_json(),
-        written=tuple(files),
+        written=tuple(written.files),
         layers=layer_reports(graph, before),
         quantized=made.found,
         checked=checked,

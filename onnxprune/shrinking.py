@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from onnxprune import __version__
 from onnxprune.analysing import analysed
@@ -15,7 +14,6 @@ from onnxprune.checks import Check
 from onnxprune.cost import stats, stats_after, stored_bytes
 from onnxprune.density import warnings
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.files import write_texts
 from onnxprune.held import check_held, lost
 from onnxprune.impose import (
     by_method,
@@ -25,7 +23,6 @@ from onnxprune.impose import (
     sparsified,
     wants_rounding,
 )
-from onnxprune.io import save_with
 from onnxprune.latency_target import feeds_of
 from onnxprune.model import Model
 from onnxprune.quantize.convert import Converted, check_zeros, convert
@@ -54,29 +51,9 @@ from onnxprune.timed import timed_in_turn, timing_wanted
 from onnxprune.types import Report, Sparsified, Verdict
 from onnxprune.valued import imposed
 from onnxprune.verdicts import made_tidy, made_up_data, measured, proved
+from onnxprune.writing import Writing
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What is done with a result.
-
-    Attributes:
-        output: File to write, or None.
-        recipe_out: File to write the recipe to, or None.
-        force: Overwrite what exists.
-        target: What must take the result before it is written, or None.
-        latency: Time original and result; None does so where it is quick.
-        threads: For that.
-    """
-
-    output: Path | str | None
-    recipe_out: Path | str | None
-    force: bool
-    target: str | None
-    latency: bool | None
-    threads: int | None
 
 
 class Shrinking:
@@ -293,19 +270,12 @@ class Shrinking:
 
     def _save(self, writing: Writing) -> None:
         with self.clock.stage("save"):
-            recipes: dict[Path, str] = {}
-            if writing.recipe_out is not None:
-                kept = self.recipe or self._empty_recipe()
-                recipes[Path(writing.recipe_out)] = kept.readable()
-            if writing.output is None:
-                self.files = write_texts(recipes)
-                return
-            check = None if self.check.level == "none" else self._file_check()
-            self.files = save_with(
-                self.made, writing.output, recipes, force=writing.force, check=check
+            self.written = writing.save(
+                self.made,
+                lambda: self.recipe or self._empty_recipe(),
+                check=None if self.check.level == "none" else self._file_check(),
             )
-            size = sum(count for path, count in self.files.items() if path not in recipes)
-            self.after = replace(self.after, bytes=size)
+            self.after = self.written.of(self.after)
 
     def _file_check(self) -> Callable[[Model], None] | None:
         """What is asked of the written file where a pattern was imposed, or weights quantized."""
@@ -352,7 +322,7 @@ class Shrinking:
             recipe={} if self.recipe is None else self.recipe.as_json(),
             restored=() if self.recovered is None else self.recovered.layers,
             shifted=self.shifted,
-            written=tuple(self.files),
+            written=tuple(self.written.files),
             latency=self.times,
             layers=layer_reports(self.graph, self.before, self.after, coming),
             rounded=self.asked.rounding != 1,

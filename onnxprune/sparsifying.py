@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from onnxprune import __version__
-from onnxprune.analysing import analysed
-from onnxprune.checking import check_target, checked_result
+from onnxprune.checking import check_target
 from onnxprune.checks import (
     AnyModel,
     Check,
@@ -20,53 +16,20 @@ from onnxprune.checks import (
     check_patterns,
     check_sources,
 )
-from onnxprune.cost import stats
-from onnxprune.data import AnyData, as_data, digest_of
-from onnxprune.errors import BUG, RecipeError, UsageError, VerificationError
-from onnxprune.files import write_texts
-from onnxprune.groups import DependencyGraph
-from onnxprune.held import check_held
-from onnxprune.impose import (
-    by_method,
-    check_method,
-    check_replay,
-    impose,
-    measured_against,
-    options_of,
-    sparsified,
-    wish_of,
-)
-from onnxprune.io import as_model, save_with
-from onnxprune.latency_target import feeds_of
+from onnxprune.data import AnyData, as_data
+from onnxprune.errors import RecipeError, UsageError
+from onnxprune.impose import check_method, options_of
+from onnxprune.io import as_model
 from onnxprune.model import Model
 from onnxprune.patterns import NM
-from onnxprune.recipe import (
-    Options,
-    Recipe,
-    SparsifyOptions,
-    build,
-    embed,
-    read,
-    same_layout,
-    warn_of_other_data,
-)
-from onnxprune.reorder import Reordered, reordered, repeated
-from onnxprune.report.build import NOT_VERIFIED
-from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
-from onnxprune.report.layers import layer_reports
-from onnxprune.report.sparse import thin_csv
-from onnxprune.request import Mode
-from onnxprune.rewrite import Surgery
+from onnxprune.recipe import Recipe, SparsifyOptions, read, same_layout, warn_of_other_data
+from onnxprune.report.clock import Clock, Heard, Progress
 from onnxprune.select import patterns as globs
-from onnxprune.targets.trtexec import next_step
-from onnxprune.thin import MAGNITUDE, Thinned, Wish, candidates
-from onnxprune.timed import timed_in_turn, timing_wanted
-from onnxprune.types import Limits, Moved, Report, Shape, Verdict
-from onnxprune.valued import chosen, valued
-from onnxprune.verdicts import judged, made_tidy, made_up_data
-from onnxprune.verify import verify as run_checks
-
-_log = logging.getLogger(__name__)
+from onnxprune.thin import MAGNITUDE, Wish
+from onnxprune.thinning import Thinner, Thinning
+from onnxprune.types import Limits, Report, Shape
+from onnxprune.valued import chosen
+from onnxprune.writing import Writing
 
 
 def sparsify(
@@ -176,127 +139,44 @@ def sparsify(
             pattern, sparsity, scope=scope, ignore=globs(ignore), only=globs(only),
             only_gain=only_gain,
         )  # fmt: skip
-        if permute and not isinstance(wish.pattern, NM):
-            raise UsageError(
-                f"no order of channels is sought for pattern {wish.pattern}",
-                hint="--permute goes with --pattern N:M",
-            )
-        wished = options_of(wish, MAGNITUDE).model_copy(update={"permute": permute})
+        wished = _wished(wish, permute=permute)
     else:
         wished = _recorded(given)
+        method = wished.method
+        input_shapes = given.options.input_shape
+        fold_bn, simplify = given.options.fold_bn, given.options.simplify
     clock = Clock(progress)
+    writing = Writing(output, force, recipe_out, check_for, latency, threads)
     with Heard() as heard:
         with clock.stage("load"):
             original = as_model(model)
             check_sources(original, output, recipe_out, table)
             check = Check(verify, limits, as_data(data, original), seed)
-            asked = method if given is None else wished.method
-            how = chosen(asked, check.data, wished.scope, recorded=given is not None)
-            options = wished.model_copy(update={"method": how})
+            how = chosen(method, check.data, wished.scope, recorded=given is not None)
             if given is not None:
                 same_layout(original, given)
                 warn_of_other_data(given, check.data)
-        graph = analysed(original, _shapes(given, input_shapes), Mode(), clock)
-        with clock.stage("sparsify"):
-            turned = _turned(graph, options, given, check, clock)
-            start = graph
-            if turned.moved:
-                start = analysed(turned.model, _shapes(given, input_shapes), Mode(), clock)
-            fitted = valued(start, options, check.data, seed=seed, heard=clock.step)
-            found = by_method(impose(fitted.model, options), fitted.layers, how)
-            if fitted.changed:
-                found = measured_against(turned.model, found)
-            if given is not None:
-                check_replay(given, found)
-        if not found.done:
-            _log.warning("nothing was thinned: ignore, only or only-gain leave every layer dense")
-        if check.level != "none":
-            check_held(fitted.model, found.model, found)
-        how_tidy = (fold_bn, simplify)
-        if given is not None:
-            how_tidy = (given.options.fold_bn, given.options.simplify)
-        final, tidy = found.model, None
-        if any(how_tidy):
-            with clock.stage("fold"):
-                tidy = made_tidy(final, graph, found, how_tidy, check)
-            final = tidy.model
-        verdict = _checked(original, final, graph, found, check, clock)
-        changed = dict.fromkeys((*fitted.changed, *(() if tidy is None else tidy.changed)))
-        written = build(
-            original,
-            Surgery(final, (), {}, (), (), restored=tuple(changed)),
-            Options(
-                seed=seed,
-                sparsify=options,
-                data_sha256=None if how == MAGNITUDE else digest_of(check.data),
-                input_shape=dict(_shapes(given, input_shapes)),
-                fold_bn=how_tidy[0],
-                simplify=how_tidy[1],
-            ),
-            __version__,
-            found.done,
-            turned.moved,
-            () if tidy is None else tidy.into,
+        asked = Thinner(
+            wished.model_copy(update={"method": how}),
+            given, input_shapes or {}, (fold_bn, simplify), xz, table,
+        )  # fmt: skip
+        run = Thinning(asked, original, check, clock)
+        made = run.run(writing)
+    return made, run.report(writing, tuple(heard.messages))
+
+
+def _wished(wish: Wish, *, permute: bool) -> SparsifyOptions:
+    """Options as a recipe has them.
+
+    Raises:
+        UsageError: There is no order of channels that would help the pattern.
+    """
+    if permute and not isinstance(wish.pattern, NM):
+        raise UsageError(
+            f"no order of channels is sought for pattern {wish.pattern}",
+            hint="--permute goes with --pattern N:M",
         )
-        did = bool(found.done) or (tidy is not None and tidy.anything)
-        made = embed(final, written) if did else final
-        before, times = stats(graph), None
-        if timing_wanted(latency, verdict, before):
-            with clock.stage("time"):
-                feeds = feeds_of(graph, check.data, seed)
-                times = timed_in_turn(original, made, feeds, threads, quick=latency is None)
-        known = [env.inputs for env in graph.envs]
-        checked = None
-        if check_for is not None:
-            checked = checked_result(original, made, output, known, clock)
-        with clock.stage("save"):
-            texts = {} if recipe_out is None else {Path(recipe_out): written.readable()}
-            texts |= {} if table is None else {Path(table): thin_csv(found.layers)}
-            files = (
-                write_texts(texts)
-                if output is None
-                else save_with(
-                    made,
-                    output,
-                    texts,
-                    force=force,
-                    check=None
-                    if verify == "none"
-                    else lambda again: check_held(
-                        fitted.model if tidy is None else None, again, found
-                    ),
-                )
-            )
-        after = before
-        if output is not None:
-            size = sum(count for path, count in files.items() if path not in texts)
-            after = replace(before, bytes=size)
-        with clock.stage("pack"):
-            result = sparsified(found, options, original, made, xz=xz)
-    return made, Report(
-        verb="sparsify",
-        input_path=str(original.path or ""),
-        before=before,
-        output_path=None if output is None else str(output),
-        after=after,
-        importance="",
-        importance_why="",
-        exact=None,
-        groups=(),
-        verdict=verdict,
-        stand_ins=graph.stand_ins,
-        seconds=clock.seconds,
-        peak_memory_bytes=peak_memory(),
-        warnings=tuple(heard.messages),
-        recipe=written.as_json() if did else {},
-        written=tuple(files),
-        layers=layer_reports(graph, before),
-        sparsified=result,
-        checked=checked,
-        following=None if output is None else next_step(made, str(output), known),
-        latency=times,
-        tidied=None if tidy is None else tidy.said,
-    )
+    return options_of(wish, MAGNITUDE).model_copy(update={"permute": permute})
 
 
 def _recorded(recipe: Recipe) -> SparsifyOptions:
@@ -308,68 +188,3 @@ def _recorded(recipe: Recipe) -> SparsifyOptions:
             "the recipe removes channels before it thins weights", hint="shrink --recipe repeats it"
         )
     return options
-
-
-def _shapes(recipe: Recipe | None, given: Mapping[str, Shape] | None) -> Mapping[str, Shape]:
-    return (given or {}) if recipe is None else recipe.options.input_shape
-
-
-def _turned(
-    graph: DependencyGraph,
-    options: SparsifyOptions,
-    recipe: Recipe | None,
-    check: Check,
-    clock: Clock,
-) -> Reordered:
-    """The model with channels in a better order, where that was asked for and is the same model."""
-    source, wish = graph.graph.source, wish_of(options)
-    if not options.permute or not isinstance(wish.pattern, NM):
-        return Reordered(source)
-    if recipe is not None:
-        entries = recipe.permuted
-        found = repeated(graph, [Moved(e.tensor, e.axis, e.role, e.kept) for e in entries])
-    else:
-        able = candidates(source, wish)
-        eligible = {able.layers[at].stored.name for at in able.owners}
-        found = reordered(
-            graph, wish.pattern, eligible, data=check.data, seed=check.seed, heard=clock.step
-        )
-    for one in found.groups:
-        _log.info("order of '%s': %s", one.group, one.why or "new")
-    if not found.moved or check.level == "none":
-        return found
-    same = run_checks(
-        source,
-        found.model,
-        twin=None,
-        data=check.data if check.data is not None else made_up_data(graph, check.seed),
-        level="twin",
-        lossless=True,
-    )
-    if same.status == "failed":
-        raise VerificationError(f"channels in another order: {same.reason}", hint=BUG)
-    return found
-
-
-def _checked(
-    original: Model,
-    made: Model,
-    graph: DependencyGraph,
-    found: Thinned,
-    check: Check,
-    clock: Clock,
-) -> Verdict:
-    """The verdict on a sparse model that may be written; a failed one raises."""
-    if check.level == "none":
-        return NOT_VERIFIED
-    with clock.stage("verify"):
-        check_held(None, made, found)
-        verdict = run_checks(
-            original,
-            made,
-            twin=None,
-            data=check.data if check.data is not None else made_up_data(graph, check.seed),
-            level=check.level,
-            limits=check.limits,
-        )
-    return judged(verdict, check.limits)

@@ -23,7 +23,7 @@ from onnxprune.checks import (
 from onnxprune.cost import stats
 from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
-from onnxprune.io import as_model, save_with
+from onnxprune.io import as_model
 from onnxprune.model import Model
 from onnxprune.recipe import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
@@ -40,6 +40,7 @@ from onnxprune.train.zeros import check_zeros, recipe_of
 from onnxprune.types import AnyArray, Limits, Report, Shape, Tuned, Verdict
 from onnxprune.verdicts import judged
 from onnxprune.verify import verify as run_checks
+from onnxprune.writing import Writing
 
 _log = logging.getLogger(__name__)
 
@@ -176,16 +177,14 @@ def finetune(
             verdict = _verdict(given, original, made, check)
         costs = stats(graph)
         with clock.stage("save"):
-            files: Mapping[Path, int] = {}
-            if output is not None:
-                files = save_with(
-                    made, output, {}, force=force,
-                    check=None if verify == "none" else
-                    lambda again: check_zeros(again, training.job.masks),
-                )  # fmt: skip
+            written = Writing(output, force).save(
+                made,
+                check=None
+                if verify == "none"
+                else lambda again: check_zeros(again, training.job.masks),
+            )
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
-    after = costs if output is None else replace(costs, bytes=sum(files.values()))
     tuned = _tuned(training, chosen, loop.history, loop.best_epoch, checked)
     if given.teacher is not None and verify == "full":
         drift = measure_drift(given.teacher, original, seen)
@@ -195,7 +194,7 @@ def finetune(
         input_path=str(original.path or ""),
         before=costs,
         output_path=None if output is None else str(output),
-        after=after,
+        after=written.of(costs),
         importance="",
         importance_why="",
         exact=None,
@@ -206,7 +205,7 @@ def finetune(
         peak_memory_bytes=peak_memory(),
         warnings=tuple(heard.messages),
         recipe={} if recipe is None else recipe.as_json(),
-        written=tuple(files),
+        written=tuple(written.files),
         layers=layer_reports(graph, costs),
         tuned=tuned,
     )

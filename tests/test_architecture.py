@@ -47,7 +47,7 @@ ORDER = tuple(
     report.schemas report.layout report.channels report.widths report.costs report.sparse
     report.restored report.quantized report.endings report.tables report.tuned report.plots
     report.studies
-    checks restoring request analysing checking verdicts shrinking pipeline
+    checks restoring request analysing checking verdicts writing shrinking pipeline thinning
     sparsifying quantizing studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
     train.rewrites train.losses train.spatial train.place train.ort

@@ -179,11 +179,11 @@ def test_nothing_to_thin_by_choice_writes_the_model_with_a_warning(call: Call) -
 def test_file_in_which_the_pattern_does_not_hold_is_not_kept(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxprune import sparsifying
+    from onnxprune import thinning
 
     whole = io.load("chain.onnx")
-    real = sparsifying.embed
-    monkeypatch.setattr(sparsifying, "embed", lambda _, recipe: real(whole, recipe))
+    real = thinning.embed
+    monkeypatch.setattr(thinning, "embed", lambda _, recipe: real(whole, recipe))
     code, _, err = call("sparsify", "chain.onnx")
     assert code == 4
     assert "does not hold 2:4 in the written file" in err
