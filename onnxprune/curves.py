@@ -22,7 +22,7 @@ from onnxprune.errors import UsageError
 from onnxprune.feeds import Batch
 from onnxprune.gauges import Measure
 from onnxprune.groups import DependencyGraph
-from onnxprune.recipe import digest, layout
+from onnxprune.recording import digest, layout
 from onnxprune.sensitivity import Point
 from onnxprune.types import AnyArray
 

@@ -16,7 +16,8 @@ from onnxprune.errors import UsageError
 from onnxprune.io import as_model
 from onnxprune.model import Model
 from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
-from onnxprune.recipe import QuantizeOptions, quantized_before, read, requantized
+from onnxprune.recipe import QuantizeOptions, read
+from onnxprune.recording import quantized_before, requantized
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports

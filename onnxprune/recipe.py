@@ -5,34 +5,18 @@ It is stored in the model it made, and replays on the same model or on a retrain
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxprune.data import Data, digest_of
 from onnxprune.errors import ModelError, RecipeError
-from onnxprune.groups import DependencyGraph
 from onnxprune.io import load
-from onnxprune.lossless import lossless_plan
 from onnxprune.model import Model
-from onnxprune.record import Copy, Mask, Removed
-from onnxprune.rewrite import Surgery, operate
-from onnxprune.select import PruningPlan
-from onnxprune.stream import serialize
-from onnxprune.types import BoolArray, Moved, ThinLayer, WeightAxis
 
 METADATA_KEY = "onnxprune.recipe"
-_CHUNK = 1 << 24  # bytes hashed at a time
-
-_log = logging.getLogger(__name__)
 
 
 class _Part(BaseModel):
@@ -238,137 +222,6 @@ def _lines(written: Mapping[str, object]) -> Iterator[str]:
     yield "\n}\n"
 
 
-# -- making ----------------------------------------------------------------------------------------
-
-
-def build(
-    model: Model,
-    surgery: Surgery,
-    options: Options,
-    version: str,
-    sparsity: Iterable[ThinLayer] = (),
-    permuted: Iterable[Moved] = (),
-    merged: Iterable[tuple[str, str]] = (),
-) -> Recipe:
-    """The recipe of a surgery.
-
-    Args:
-        model: The original.
-        surgery: From ``operate``.
-        options: What was asked for, with the importance that ``auto`` took.
-        version: Of onnxprune.
-        sparsity: Layers whose weights hold a pattern now, one for each tensor.
-        permuted: Axes of weights whose entries stand in another order.
-        merged: First outputs of nodes that were folded into a layer, and of that layer.
-    """
-    return Recipe(
-        schema=1,
-        version=version,
-        input_sha256=digest(model),
-        layout_sha256=layout(model),
-        options=options,
-        copies={name: _copy(copy) for name, copy in surgery.copies.items()},
-        removed=tuple(map(_removed, surgery.removed)),
-        masks=tuple(map(_mask, surgery.masks)),
-        folded=surgery.folded,
-        restored=surgery.restored,
-        sparsity=tuple(map(_sparsity, sparsity)),
-        permuted=tuple(
-            PermutedEntry(tensor=one.tensor, axis=one.axis, role=one.role, kept=one.kept)  # type: ignore[arg-type]  # pydantic checks it
-            for one in permuted
-        ),
-        merged=tuple(MergedEntry(node=node, into=into) for node, into in merged),
-        rewritten=tuple(
-            RewrittenEntry.model_validate(
-                {**change.what, "from": change.before, "to": change.after}
-            )
-            for change in surgery.changes
-        ),
-    )
-
-
-def _copy(copy: Copy) -> CopyEntry:
-    return CopyEntry(of=copy.of, uses=copy.uses)
-
-
-def _removed(removed: Removed) -> RemovedEntry:
-    at = None if removed.at is None else {str(removed.at[0]): (removed.at[1], removed.at[2])}
-    return RemovedEntry(
-        tensor=removed.tensor,
-        axis=removed.axis,
-        role=removed.role,  # type: ignore[arg-type]  # pydantic checks it
-        indices=removed.indices,
-        at=at,
-    )
-
-
-def _sparsity(layer: ThinLayer) -> SparsityEntry:
-    share = None if ":" in layer.pattern else layer.sparsity
-    return SparsityEntry(
-        tensor=layer.tensor or "", axis=layer.axis or 0, pattern=layer.pattern, sparsity=share
-    )
-
-
-def _mask(mask: Mask) -> MaskEntry:
-    return MaskEntry(node=mask.node, input=mask.input, shape=mask.shape, zero=mask.zero)
-
-
-def digest(model: Model) -> str:
-    """SHA-256 of the file, its external data after it; of a model in memory, of its bytes."""
-    found = hashlib.sha256()
-    if not model.sources:
-        found.update(serialize(model))
-    for source in model.sources:
-        with source.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                found.update(chunk)
-    return found.hexdigest()
-
-
-def layout(model: Model) -> str:
-    """SHA-256 of names and shapes of all top-level constants: equal after retraining."""
-    named = sorted((name, weight.shape) for name, weight in model.weights().items())
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
-
-
-def embed(model: Model, recipe: Recipe) -> Model:
-    """The model with the recipe in its metadata, in place of any that was there."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)  # large weights are deferred: nothing heavy is copied
-    for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = recipe.compact()
-            break
-    else:
-        proto.metadata_props.add(key=METADATA_KEY, value=recipe.compact())
-    return replace(model, proto=proto)
-
-
-def requantized(model: Model, source: Model, done: QuantizeOptions, version: str) -> Model:
-    """The model with a recipe that says what its quantization did, after all that came before.
-
-    Args:
-        model: What ``source`` became.
-        source: What was quantized, with a recipe or without.
-        done: What was done.
-        version: Of onnxprune.
-    """
-    carried = any(entry.key == METADATA_KEY for entry in source.proto.metadata_props)
-    untouched = Surgery(source, (), {}, (), ())
-    before = read(source) if carried else build(source, untouched, Options(), version)
-    options = before.options.model_copy(update={"quantize": done})
-    return embed(model, before.model_copy(update={"options": options}))
-
-
-def quantized_before(model: Model) -> QuantizeOptions | None:
-    """What quantization the recipe in a model speaks of."""
-    carried = any(entry.key == METADATA_KEY for entry in model.proto.metadata_props)
-    return read(model).options.quantize if carried else None
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def read(source: Path | str | Model) -> Recipe:
     """The recipe in a JSON file or in a model that onnxprune made.
 
@@ -410,99 +263,3 @@ def _parse(text: str, name: str) -> Recipe:
         raise RecipeError(
             f"'{name}' is no recipe of this version: {where}: {first['msg']}"
         ) from error
-
-
-def replay(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
-    """The plan that cuts what a recipe says.
-
-    Args:
-        graph: Analysis of the same model, or of one that differs in nothing but weight values.
-        recipe: What to repeat.
-
-    Raises:
-        RecipeError: The recipe was made for another model.
-    """
-    model = graph.graph.source
-    _check_layout(model, recipe)
-    if recipe.options.lossless:
-        return _replay_lossless(graph, recipe)
-    entries: dict[str, list[RemovedEntry]] = {}
-    for entry in recipe.removed:
-        if entry.role == "producer":
-            entries.setdefault(entry.tensor, []).append(entry)
-    keep, why = {}, {}
-    for group in graph.prunable:
-        gone = np.zeros(group.size, np.bool_)
-        for axis in group.producers:
-            for positions in _positions(axis, entries.get(axis.tensor, ())):
-                gone[axis.unit[positions]] = True
-        keep[group.id] = np.flatnonzero(~gone)
-        why[group.id] = f"{int(gone.sum())} of {group.size} removed by the recipe"
-    plan = PruningPlan(graph, keep, why)
-    if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
-        raise RecipeError("the recipe does not fit this model: other channels would go")
-    _warn_of_other_values(model, recipe)
-    return plan
-
-
-def warn_of_other_data(recipe: Recipe, data: Data | None) -> None:
-    """Say so where weights follow from data, and these are not those of the recipe."""
-    before, now = recipe.options.data_sha256, digest_of(data)
-    if before is not None and now is not None and before != now:
-        _log.warning("the recipe was made with other data: weights fitted to these differ")
-
-
-def same_layout(model: Model, recipe: Recipe) -> None:
-    """Refuse a model whose constants have other names or shapes; warn of other values.
-
-    Raises:
-        RecipeError: The recipe was made for another model.
-    """
-    _check_layout(model, recipe)
-    _warn_of_other_values(model, recipe)
-
-
-def _check_layout(model: Model, recipe: Recipe) -> None:
-    if layout(model) != recipe.layout_sha256:
-        raise RecipeError(
-            "the recipe was made for a model with other weight names or shapes",
-            hint="give the model it was made for, or a retrained one",
-        )
-
-
-def _replay_lossless(graph: DependencyGraph, recipe: Recipe) -> PruningPlan:
-    """What has no effect is found again, since constants moved to biases follow from values."""
-    options = recipe.options
-    plan = lossless_plan(graph, ignore=options.ignore, only=options.only)
-    if tuple(map(_removed, operate(plan).removed)) != recipe.removed:
-        raise RecipeError(
-            "the lossless recipe does not fit this model: other channels are without effect in it",
-            hint="run shrink --lossless on it",
-        )
-    _warn_of_other_values(graph.graph.source, recipe)
-    return plan
-
-
-def _warn_of_other_values(model: Model, recipe: Recipe) -> None:
-    if digest(model) != recipe.input_sha256:
-        _log.warning("the recipe was made for another file: same names and shapes, other values")
-
-
-def _positions(axis: WeightAxis, entries: Iterable[RemovedEntry]) -> Iterator[BoolArray]:
-    """Which of an axis's positions each entry takes, shape (members,)."""
-    shape = tuple(axis.view[a] for a in axis.axes)
-    split = axis.axes[-1] - axis.axis  # 1 where the view splits the tensor's first axis in two
-    for entry in entries:
-        if entry.axis + split not in axis.axes:
-            continue
-        cut = axis.axes.index(entry.axis + split)
-        gone = np.zeros(shape, np.bool_)
-        if entry.at is None:
-            lines = np.moveaxis(gone, cut, 0)
-            lines[[index for index in entry.indices if index < shape[cut]]] = True
-        else:
-            ((row_axis, (start, _)),) = entry.at.items()
-            row_of = 0 if split else axis.axes.index(int(row_axis))
-            row = np.moveaxis(gone, row_of, 0)[start // axis.view[1] if split else start]
-            row.flat[[index for index in entry.indices if index < row.size]] = True
-        yield gone.reshape(-1)[axis.index]

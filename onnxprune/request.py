@@ -22,7 +22,8 @@ from onnxprune.lossless import lossless_plan
 from onnxprune.patterns import NM, parse
 from onnxprune.planning import Latency as Share
 from onnxprune.planning import Planner, Trial, Wish
-from onnxprune.recipe import Options, QuantizeOptions, Recipe, SparsifyOptions, replay
+from onnxprune.recipe import Options, QuantizeOptions, Recipe, SparsifyOptions
+from onnxprune.replay import replay
 from onnxprune.report.clock import Clock
 from onnxprune.restoring import restored
 from onnxprune.rewrite import operate

@@ -27,7 +27,9 @@ from onnxprune.io import as_model, load, save
 from onnxprune.iterate import shares
 from onnxprune.model import Model
 from onnxprune.pipeline import compare, shrink
-from onnxprune.recipe import digest, read, replay
+from onnxprune.recipe import read
+from onnxprune.recording import digest
+from onnxprune.replay import replay
 from onnxprune.report.clock import Clock, Progress
 from onnxprune.request import Mode
 from onnxprune.select import PruningPlan

@@ -26,15 +26,9 @@ from onnxprune.impose import (
 from onnxprune.latency_target import feeds_of
 from onnxprune.model import Model
 from onnxprune.quantize.convert import Converted, check_zeros, convert
-from onnxprune.recipe import (
-    Recipe,
-    SparsifyOptions,
-    build,
-    embed,
-    read,
-    requantized,
-    warn_of_other_data,
-)
+from onnxprune.recipe import Recipe, SparsifyOptions, read
+from onnxprune.recording import build, embed, requantized
+from onnxprune.replay import warn_of_other_data
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, peak_memory
 from onnxprune.report.layers import layer_reports

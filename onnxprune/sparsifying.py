@@ -22,7 +22,8 @@ from onnxprune.impose import check_method, options_of
 from onnxprune.io import as_model
 from onnxprune.model import Model
 from onnxprune.patterns import NM
-from onnxprune.recipe import Recipe, SparsifyOptions, read, same_layout, warn_of_other_data
+from onnxprune.recipe import Recipe, SparsifyOptions, read
+from onnxprune.replay import same_layout, warn_of_other_data
 from onnxprune.report.clock import Clock, Heard, Progress
 from onnxprune.select import patterns as globs
 from onnxprune.thin import MAGNITUDE, Wish

@@ -28,7 +28,7 @@ from onnxprune.groups import DependencyGraph
 from onnxprune.io import as_model
 from onnxprune.jobs import check_cluster, each
 from onnxprune.model import Model
-from onnxprune.recipe import digest, layout
+from onnxprune.recording import digest, layout
 from onnxprune.report.clock import Progress
 from onnxprune.report.ops import nothing_prunable
 from onnxprune.report.plots import check_plot, sensitivity_plot, sweep_plot

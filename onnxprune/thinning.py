@@ -27,7 +27,8 @@ from onnxprune.impose import (
 from onnxprune.latency_target import feeds_of
 from onnxprune.model import Model
 from onnxprune.patterns import NM
-from onnxprune.recipe import Options, Recipe, SparsifyOptions, build, embed
+from onnxprune.recipe import Options, Recipe, SparsifyOptions
+from onnxprune.recording import build, embed
 from onnxprune.reorder import Reordered, reordered, repeated
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, peak_memory

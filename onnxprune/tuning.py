@@ -25,7 +25,7 @@ from onnxprune.data import AnyData, Data, digest_of
 from onnxprune.drift import measure_drift
 from onnxprune.io import as_model
 from onnxprune.model import Model
-from onnxprune.recipe import digest, embed
+from onnxprune.recording import digest, embed
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports

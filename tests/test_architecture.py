@@ -34,8 +34,8 @@ ORDER = tuple(
     stepwise through sums refit sparsegpt patterned
     shown activations sites affine carried bases products problem unfuse restore
     compensate expand
-    alignment cost density budget aim planning iterate latency_target recipe impose valued
-    drift verify tidy
+    alignment cost density budget aim planning iterate latency_target recipe recording replay
+    impose valued drift verify tidy
     quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
     quantize.int8 quantize.convert
     gauges cluster jobs restored_twin suffix sensitivity curves sweep

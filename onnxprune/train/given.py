@@ -19,7 +19,8 @@ from onnxprune.feeds import inputs_of, spell
 from onnxprune.gauges import read_labels
 from onnxprune.io import as_model, load
 from onnxprune.model import Model
-from onnxprune.recipe import Recipe, digest
+from onnxprune.recipe import Recipe
+from onnxprune.recording import digest
 from onnxprune.train.batching import fixed_batch
 from onnxprune.train.samples import Samples
 from onnxprune.types import AnyArray

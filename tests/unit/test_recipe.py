@@ -17,6 +17,8 @@ from onnxprune.io import load, save
 from onnxprune.model import Model
 from onnxprune.pipeline import shrink
 from onnxprune.recipe import Options, Recipe, RemovedEntry
+from onnxprune.recording import digest
+from onnxprune.replay import replay
 from tests.small import MODELS, array, conv_chain, parsed, reloaded
 
 ZOO = sorted(MODELS.glob("*.onnx"))
@@ -175,7 +177,7 @@ def test_replay_of_a_recipe_that_was_tampered_with_is_refused() -> None:
     extra = RemovedEntry(tensor="head", axis=0, role="producer", indices=(0,))
     forged = recipe.model_copy(update={"removed": (*recipe.removed, extra)})
     with pytest.raises(RecipeError, match="other channels would go"):
-        recipes.replay(analyse(model), forged)
+        replay(analyse(model), forged)
 
 
 # ------------------------------------------------------------------------ reading and writing
@@ -188,7 +190,7 @@ def test_recipe_holds_no_path_and_no_time(tmp_path: Path) -> None:
     assert "secret" not in recipe.compact()
     assert str(tmp_path) not in recipe.compact()
     assert recipe.options.importance == "path"  # what auto took
-    assert recipe.input_sha256 == recipes.digest(load(source))
+    assert recipe.input_sha256 == digest(load(source))
 
 
 def test_digest_is_that_of_the_file(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_digest_is_that_of_the_file(tmp_path: Path) -> None:
 
     model = reloaded(conv_chain(), tmp_path / "m.onnx")
     wanted = hashlib.sha256((tmp_path / "m.onnx").read_bytes()).hexdigest()
-    assert recipes.digest(model) == wanted
+    assert digest(model) == wanted
 
 
 def test_readable_form_parses_to_the_same_recipe(tmp_path: Path) -> None:
