@@ -32,8 +32,8 @@ from onnxprune.io import as_model
 from onnxprune.iterate import shares
 from onnxprune.lossless import without_effect
 from onnxprune.model import Model
-from onnxprune.quantize.convert import TYPES, check_options
-from onnxprune.recipe import QuantizeOptions, Recipe, read
+from onnxprune.quantize.asked import check_options, options_of
+from onnxprune.recipe import Recipe, read
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
 from onnxprune.report.layers import layer_reports
@@ -199,7 +199,7 @@ def shrink(
         raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
     check_outputs(model, output, recipe_out, force=force, read=(recipe, data))
     pattern = afterwards(then, sparsity)
-    wished = None if quantize is None else precision(quantize, data)
+    wished = None if quantize is None else options_of(quantize, data, called="quantize")
     clock = Clock(progress)
     with Heard() as heard:
         given = None if recipe is None else recipe if isinstance(recipe, Recipe) else read(recipe)
@@ -226,19 +226,6 @@ def shrink(
         run = Shrinking(asked, original, check, clock)
         made = run.run(writing)
     return made, run.report(writing, tuple(heard.messages))
-
-
-def precision(to: str, data: object) -> QuantizeOptions:
-    """What ``shrink`` asks of quantization.
-
-    Raises:
-        UsageError: There is no such type, or it lacks what it needs.
-    """
-    if to not in TYPES:
-        raise UsageError(f"quantize is '{to}'", hint="give fp16, bf16 or int8")
-    options = QuantizeOptions(to=to)  # type: ignore[arg-type]  # checked above
-    check_options(options, data)
-    return options
 
 
 # -- inspect and compare ---------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from onnxprune.checking import check_target, checked_result
 from onnxprune.checks import AnyModel, Check, check_level, check_outputs, check_sources
 from onnxprune.cost import stats, stored_bytes
 from onnxprune.data import AnyData, as_data
-from onnxprune.errors import UsageError
 from onnxprune.io import as_model
 from onnxprune.model import Model
-from onnxprune.quantize.convert import TYPES, check_options, check_zeros, convert
-from onnxprune.recipe import QuantizeOptions, read
+from onnxprune.quantize.asked import options_of
+from onnxprune.quantize.convert import check_zeros, convert
+from onnxprune.recipe import read
 from onnxprune.recording import quantized_before, requantized
 from onnxprune.report.build import NOT_VERIFIED
 from onnxprune.report.clock import Clock, Heard, Progress, peak_memory
@@ -27,8 +27,6 @@ from onnxprune.targets.trtexec import next_step
 from onnxprune.types import Limits, Report, Shape
 from onnxprune.verdicts import made_up_data, quantized_verdict
 from onnxprune.writing import Writing
-
-_METHODS = ("auto", "minmax", "percentile", "entropy")
 
 
 def quantize(
@@ -95,8 +93,10 @@ def quantize(
     limits = Limits(max_drift, min_cosine, min_top1)
     check_level(verify, limits)
     check_target(check_for)
-    wished = _options(to, method, patterns(ignore), patterns(only), convert_io=convert_io)
-    check_options(wished, data)
+    wished = options_of(
+        to, data, called="to", method=method, ignore=patterns(ignore), only=patterns(only),
+        convert_io=convert_io,
+    )  # fmt: skip
     check_outputs(model, output, recipe_out, force=force, read=(data,))
     clock, writing = Clock(progress), Writing(output, force, recipe_out, check_for)
     with Heard() as heard:
@@ -148,25 +148,4 @@ def quantize(
         quantized=made.found,
         checked=checked,
         following=None if output is None else next_step(final, str(output), known),
-    )
-
-
-def _options(
-    to: str, method: str, ignore: tuple[str, ...], only: tuple[str, ...], *, convert_io: bool
-) -> QuantizeOptions:
-    """Options as a recipe has them.
-
-    Raises:
-        UsageError: A value does not exist.
-    """
-    if to not in TYPES:
-        raise UsageError(f"to is '{to}'", hint="give fp16, bf16 or int8")
-    if method not in _METHODS:
-        raise UsageError(f"method is '{method}'", hint=f"give one of {', '.join(_METHODS)}")
-    return QuantizeOptions(
-        to=to,  # type: ignore[arg-type]  # checked above
-        method=None if method == "auto" else method,  # type: ignore[arg-type]  # and this
-        ignore=ignore,
-        only=only,
-        convert_io=convert_io,
     )

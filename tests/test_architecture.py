@@ -37,7 +37,7 @@ ORDER = tuple(
     alignment cost density budget aim planning iterate latency_target recipe recording replay
     impose valued drift verify tidy
     quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
-    quantize.int8 quantize.convert
+    quantize.asked quantize.int8 quantize.convert
     gauges cluster jobs restored_twin suffix sensitivity curves sweep
     estimate
     targets targets.findings targets.support targets.nodes targets.operators targets.quantized

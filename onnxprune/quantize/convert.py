@@ -24,7 +24,6 @@ from onnxprune.recipe import QuantizeOptions
 from onnxprune.types import KeptNode, Quantized
 from onnxprune.weights import sparse_layers
 
-TYPES = ("fp16", "bf16", "int8")
 _LOW = {"fp16": FP16, "bf16": BF16}
 _FIRST_OPSET = {"fp16": 8, "bf16": 22, "int8": 13}
 _INTEGER = {  # what only quantized models have
@@ -57,23 +56,6 @@ class Converted:
     options: QuantizeOptions
     found: Quantized
     plain: Model
-
-
-def check_options(options: QuantizeOptions, data: object) -> None:
-    """Refuse options that do not fit together.
-
-    Raises:
-        UsageError: They do not.
-    """
-    if options.before is not None:
-        check_options(options.before, data)
-    if options.to == "int8":
-        if data is None:
-            raise UsageError("int8 needs calibration data", hint="--data FILE.npz")
-        if options.convert_io:
-            raise UsageError("--convert-io is for fp16 and bf16; int8 keeps inputs and outputs")
-    elif options.method is not None:
-        raise UsageError(f"--method is for int8, {options.to} measures no ranges to choose from")
 
 
 def convert(model: Model, options: QuantizeOptions, data: Data | None, measured: Data) -> Converted:
