@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 from onnxprune import __version__, curves, estimate
-from onnxprune.analyse import analyse
 from onnxprune.checks import (
     AnyModel,
     check_kinds,
@@ -19,23 +17,18 @@ from onnxprune.checks import (
     check_restore,
     check_sources,
 )
-from onnxprune.curves import MetricEntry, ModelEntry, Sensitivity
-from onnxprune.data import AnyData, Data, as_data
-from onnxprune.errors import UnsupportedModelError, UsageError
-from onnxprune.functions import UserFunction
-from onnxprune.gauges import Gauge, read_labels
+from onnxprune.curves import CurveEntry, Sensitivity
+from onnxprune.data import AnyData
+from onnxprune.errors import UsageError
 from onnxprune.groups import DependencyGraph
-from onnxprune.io import as_model
 from onnxprune.jobs import check_cluster, each
 from onnxprune.model import Model
-from onnxprune.recording import digest, layout
 from onnxprune.report.clock import Progress
-from onnxprune.report.ops import nothing_prunable
 from onnxprune.report.plots import check_plot, sensitivity_plot, sweep_plot
-from onnxprune.request import Mode
 from onnxprune.restored_twin import WAYS
-from onnxprune.score import Importance, score
-from onnxprune.sensitivity import BUDGET, Bench, Point, Study, baseline, portable, samples_of
+from onnxprune.score import Importance
+from onnxprune.sensitivity import BUDGET, Bench, Point, Study, portable
+from onnxprune.subjects import Subject, checked_ratios, path_of, say
 from onnxprune.suffix import families
 from onnxprune.sweep import Sweep, SweepPoint, cut_at, measured
 from onnxprune.types import AnyArray, Shape
@@ -123,10 +116,10 @@ def sensitivity(
         raise UsageError("--resume needs an output to go on from")
     if scheduler is not None:
         check_cluster()
-    chosen = _checked(ratios)
+    chosen = checked_ratios(ratios)
     check_outputs(model, output, plot, force=force or resume or dry_run)
     check_plot(plot)
-    subject = _Subject.of(
+    subject = Subject.of(
         model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
     )
     check_sources(subject.model, output, plot)
@@ -153,13 +146,7 @@ def sensitivity(
         restore=restore,
     )
     if dry_run:
-        bench = Bench(study, subject.graph, subject.importance)
-        for number in todo:
-            points = bench.unmeasured(number)
-            found[family_of[number]] = curves.curve(subject.graph, family_of[number], points)
-        expected = estimate.of_sensitivity(bench, subject.graph, study.batches)
-        run = run.with_curves(found, complete=False, seconds=time.perf_counter() - begun)
-        return run.model_copy(update={"estimate": expected})
+        return _foretold(subject, study, run, found, begun)
     here = _Here(study, subject.graph, subject.importance)
     left = _Left(len(todo), progress)
     for number, points in each(study if abroad else here, todo, jobs=jobs, scheduler=scheduler):
@@ -174,6 +161,55 @@ def sensitivity(
     if plot is not None:
         sensitivity_plot(run, Path(plot))
     return run
+
+
+def _foretold(
+    subject: Subject,
+    study: Study,
+    run: Sensitivity,
+    done: Mapping[tuple[int, ...], CurveEntry],
+    begun: float,
+) -> Sensitivity:
+    """What would be measured, and about how long that would take in this process."""
+    bench, found = Bench(study, subject.graph, subject.importance), dict(done)
+    family_of = families(subject.graph)
+    for number in study.todo:
+        points = bench.unmeasured(number)
+        found[family_of[number]] = curves.curve(subject.graph, family_of[number], points)
+    expected = estimate.of_sensitivity(bench, subject.graph, study.batches)
+    run = run.with_curves(found, complete=False, seconds=time.perf_counter() - begun)
+    return run.model_copy(update={"estimate": expected})
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A study done in this process, on the analysis there is already."""
+
+    study: Study
+    graph: DependencyGraph
+    importance: Importance
+
+    def open(self, threads: int | None) -> Callable[[int], list[Point]]:
+        return Bench(self.study, self.graph, self.importance, threads).measure
+
+
+@dataclass
+class _Left:
+    """Says how many items are done and about how long the others will take."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+
+    def one_done(self) -> None:
+        self.done += 1
+        spent = time.perf_counter() - self.begun
+        seconds = round(spent / self.done * (self.total - self.done))
+        say(
+            self.progress,
+            f"{self.done} of {self.total} groups, {timedelta(seconds=seconds)} left",
+        )
 
 
 def sweep(
@@ -229,10 +265,10 @@ def sweep(
         texts={"scope": scope, "importance": importance, "attention": attention, "metric": metric},
     )
     check_mappings(input_shapes=input_shapes)
-    chosen = _checked(ratios)
+    chosen = checked_ratios(ratios)
     check_outputs(model, output, plot, force=force or dry_run)
     check_plot(plot)
-    subject = _Subject.of(
+    subject = Subject.of(
         model, importance, attention, input_shapes or {}, data, labels, metric, seed, progress
     )
     check_sources(subject.model, output, plot)
@@ -240,7 +276,7 @@ def sweep(
     made: list[Model] = []
     points: Sequence[SweepPoint] = ()
     for ratio in chosen:
-        _say(progress, f"cut {ratio:g}")
+        say(progress, f"cut {ratio:g}")
         one, point = cut_at(graph, subject.importance, ratio, scope=scope, round_to=round_to)
         made.append(one)
         points = (*points, point)
@@ -248,7 +284,7 @@ def sweep(
     if dry_run:
         expected = estimate.of_sweep(graph, points, subject.data.batches)
     else:
-        _say(progress, "run")
+        say(progress, "run")
         points = measured(
             made,
             points,
@@ -261,7 +297,7 @@ def sweep(
     found = Sweep(
         schema=1,
         version=__version__,
-        path=_path(subject.model),
+        path=path_of(subject.model),
         importance=subject.importance.method,
         scope=scope,  # type: ignore[arg-type]  # select checked it
         round_to=round_to,
@@ -279,141 +315,3 @@ def sweep(
     if plot is not None and not dry_run:
         sweep_plot(found, Path(plot))
     return found
-
-
-# -- what both begin with --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model, analysed and ranked, and what it is measured by."""
-
-    model: Model
-    graph: DependencyGraph
-    importance: Importance
-    data: Data
-    gauge: Gauge
-    baseline: float
-
-    @classmethod
-    def of(
-        cls,
-        model: AnyModel,
-        importance: str,
-        attention: str,
-        input_shapes: Mapping[str, Shape],
-        data: AnyData | None,
-        labels: Path | str | AnyArray | None,
-        metric: str | None,
-        seed: int,
-        progress: Progress | None,
-    ) -> _Subject:
-        function = None if metric is None else UserFunction.read(metric)
-        if labels is not None and data is None:
-            raise UsageError("labels need the data they belong to", hint="--data FILE.npz")
-        _say(progress, "load")
-        loaded = as_model(model)
-        given = as_data(data, loaded)
-        _say(progress, "analyse")
-        graph = analyse(loaded, input_shapes=input_shapes, attention=Mode(attention).attention)
-        if not graph.prunable:
-            raise UnsupportedModelError(nothing_prunable(graph))
-        fed = given if given is not None else made_up_data(graph, seed)
-        if isinstance(labels, str | Path):
-            labels = read_labels(labels, fed.samples, samples_of(fed.batches[0]))
-        gauge = Gauge(labels, function)
-        _say(progress, "run")
-        figure = baseline(graph, fed.batches, gauge)
-        return cls(loaded, graph, score(graph, importance, seed=seed), fed, gauge, figure)
-
-    def document(
-        self,
-        ratios: tuple[float, ...],
-        attention: str,
-        restore: str,
-        input_shapes: Mapping[str, Shape],
-        seed: int,
-    ) -> Sensitivity:
-        """The result file before anything is in it."""
-        metric = self.gauge.metric
-        return Sensitivity(
-            schema=1,
-            version=__version__,
-            model=ModelEntry(
-                path=_path(self.model),
-                sha256=digest(self.model),
-                layout_sha256=layout(self.model),
-            ),
-            importance=self.importance.method,
-            attention=Mode(attention).attention,  # type: ignore[arg-type]  # Mode checked it
-            restore=restore,  # type: ignore[arg-type]  # one of the three
-            input_shape={name: tuple(shape) for name, shape in input_shapes.items()},
-            seed=seed,
-            ratios=ratios,
-            measure=self.gauge.measure,
-            metric=None
-            if metric is None
-            else MetricEntry(
-                function=metric.name, sha256=hashlib.sha256(metric.source.encode()).hexdigest()
-            ),
-            data=self.data.label,
-            samples=self.data.samples,
-            data_sha256=curves.arrays_digest(self.data.batches),
-            labels_sha256=curves.labels_digest(self.gauge.labels),
-            baseline=curves.finite(self.baseline),
-        )
-
-
-@dataclass(frozen=True)
-class _Here:
-    """A study done in this process, on the analysis there is already."""
-
-    study: Study
-    graph: DependencyGraph
-    importance: Importance
-
-    def open(self, threads: int | None) -> Callable[[int], list[Point]]:
-        return Bench(self.study, self.graph, self.importance, threads).measure
-
-
-@dataclass
-class _Left:
-    """Says how many items are done and about how long the others will take."""
-
-    total: int
-    progress: Progress | None
-    done: int = 0
-    begun: float = field(default_factory=time.perf_counter)
-
-    def one_done(self) -> None:
-        self.done += 1
-        spent = time.perf_counter() - self.begun
-        seconds = round(spent / self.done * (self.total - self.done))
-        _say(
-            self.progress,
-            f"{self.done} of {self.total} groups, {timedelta(seconds=seconds)} left",
-        )
-
-
-def _say(progress: Progress | None, what: str) -> None:
-    if progress is not None:
-        progress(what)
-
-
-def _path(model: Model) -> str | None:
-    return None if model.path is None else str(model.path)
-
-
-def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
-    """The ratios, ascending, each once."""
-    if not isinstance(ratios, Iterable):
-        raise UsageError(f"ratios is {ratios!r}", hint="give numbers, such as [0.1, 0.3]")
-    if not ratios:
-        raise UsageError("no ratio is given", hint="--ratios 0.1,0.3,0.5")
-    for ratio in ratios:
-        if ratio is None:
-            raise UsageError("ratio is None", hint="give 0 <= ratio < 1")
-        check_kinds(numbers={"ratio": ratio})
-        if not 0 <= ratio < 1:
-            raise UsageError(f"ratio is {ratio:g}", hint="give 0 <= ratio < 1")
-    return tuple(sorted({float(ratio) for ratio in ratios}))

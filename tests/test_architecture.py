@@ -48,7 +48,7 @@ ORDER = tuple(
     report.restored report.quantized report.endings report.tables report.tuned report.plots
     report.studies
     checks restoring request analysing checking verdicts writing shrinking pipeline thinning
-    sparsifying quantizing studies
+    sparsifying quantizing subjects studies
     train train.protocol train.wire train.updates train.own train.worker train.copying
     train.rewrites train.losses train.spatial train.place train.ort
     train.torch_ops.lazy train.torch_ops.registry train.torch_ops.window
