@@ -108,6 +108,19 @@ def loses(size: int, step: int, ratio: float) -> bool:
     return -(-left // step) * step < size
 
 
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What the layers of one group want.
+
+    Attributes:
+        step: What its units should stay a multiple of.
+        wants: The first layer of each multiple that is wanted.
+    """
+
+    step: int
+    wants: tuple[Want, ...]
+
+
 class Alignment:
     """What the layers of a model want, and what that makes of its groups.
 
@@ -123,6 +136,7 @@ class Alignment:
         self._readers: dict[str, list[Want]] = {}
         for want in found:
             self._readers.setdefault(want.weight, []).append(want)
+        self._demands: dict[int, _Demand] = {}
         self._axes: dict[str, list[tuple[ChannelGroup, WeightAxis]]] = {}
         self._made: dict[str, ChannelGroup] = {}
         for group in graph.groups:
@@ -133,10 +147,20 @@ class Alignment:
 
     def step(self, group: ChannelGroup) -> int:
         """What the units of a group should stay a multiple of."""
-        step = lcm(*(units for units, _ in self._asked(group)))
-        while step > 1 and group.size < 2 * step:
-            step //= 2
-        return step
+        return self._demand(group).step
+
+    def _demand(self, group: ChannelGroup) -> _Demand:
+        # Once for each group: a residual stream has as many members as the model has layers.
+        if group.id not in self._demands:
+            step, firsts = 1, dict[int, Want]()
+            for units, want in self._asked(group):
+                step = lcm(step, units)
+                if want is not None:
+                    firsts.setdefault(want.multiple, want)
+            while step > 1 and group.size < 2 * step:
+                step //= 2
+            self._demands[group.id] = _Demand(step, tuple(firsts.values()))
+        return self._demands[group.id]
 
     def _asked(self, group: ChannelGroup) -> Iterator[tuple[int, Want | None]]:
         """How many units each layer wants a multiple of, and the layer."""
@@ -161,8 +185,7 @@ class Alignment:
             group: The group.
             kept: Width that is left of it.
         """
-        layers = [want for _, want in self._asked(group) if want is not None]
-        wanted = max((want.multiple for want in layers), default=FOR_FLOATS)
+        wanted = max((want.multiple for want in self._demand(group).wants), default=FOR_FLOATS)
         if kept % wanted == 0:
             widest = next(step for step in (FREE, FOR_INT8, FOR_PATTERN, wanted) if not kept % step)
             return f"aligned to {widest}"
@@ -236,8 +259,8 @@ class Alignment:
         for group, axis in groups:
             if axis.index.size > group.size:
                 return f"{own}; whole {group.unit}s go"
-            for _, other in self._asked(group):
-                if other is not None and other.multiple > want.multiple:
+            for other in self._demand(group).wants:
+                if other.multiple > want.multiple:
                     return f"{other.multiple} for {other.kind} of '{other.node.label}', tied to it"
         return own
 

@@ -90,7 +90,8 @@ class _Walk:
         for node in self.graph.nodes:
             if node.domain or node.key in self.graph.derived or not node.inputs:
                 continue
-            spread = self._node(node)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not kept
+                spread = self._node(node)
             shape = self.env.shape(node.outputs[0]) or ()
             if spread is not None and spread.axis < len(shape):
                 fits = shape[spread.axis] == len(spread.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import ml_dtypes
@@ -19,7 +20,7 @@ from onnxprune.report.layers import layer_reports
 from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import select
-from onnxprune.types import LayerReport, Width
+from onnxprune.types import ChannelGroup, LayerReport, Width
 from tests.small import MODELS, conv_chain, parsed
 
 RNG = np.random.default_rng(0)
@@ -336,3 +337,19 @@ def test_layer_of_one_output_says_that_it_stays() -> None:
     outputs = reported(model)["h"].outputs
     assert outputs is not None
     assert (outputs.before, outputs.aligned) == (1, False)
+
+
+def test_members_of_a_group_are_asked_once_however_many_layers_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = analyse(load(MODELS / "fashion_resnet.onnx"))
+    plain, asked = Alignment._asked, Counter[int]()
+
+    def counted(self: Alignment, group: ChannelGroup) -> object:
+        asked[group.id] += 1
+        return plain(self, group)
+
+    monkeypatch.setattr(Alignment, "_asked", counted)
+    layer_reports(graph, stats(graph))
+    assert max(asked.values()) == 1
+    assert len(asked) > 1
