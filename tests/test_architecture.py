@@ -23,8 +23,8 @@ ORDER = tuple(
     effects fields moves rows intervals
     graph runtime affines foldbn simplify feeds sequences fold prepare shapes standins data
     slots
-    ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
-    ops.plain ops.pool ops.reduce ops.contrib ops.heads ops.rotary ops.attention ops
+    ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.einsum ops.join
+    ops.movement ops.plain ops.pool ops.reduce ops.contrib ops.heads ops.rotary ops.attention ops
     runs trace survivors groups shapefix analyse
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms moments calibrate pictures obs score select readers lossless
