@@ -234,6 +234,7 @@ class _Walk:
             name in self.graph.derived,
             self.env.values.get(name),
             self.given.get(name, ""),
+            name in self.graph.zeros,
         )
 
     def _bear(self, name: str) -> None:

@@ -12,6 +12,7 @@ from onnxprune.ops import (
     norm,
     plain,
     pool,
+    recurrent,
     reduce,
     rotary,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "norm",
     "plain",
     "pool",
+    "recurrent",
     "reduce",
     "rotary",
 ]

@@ -49,6 +49,7 @@ class Value:
         derived: Computed from constants alone; its fields are then those of its axes.
         array: The value itself where shape arithmetic or a small constant gives it.
         source: The input of the graph that it is, or is a rearrangement of; "" for anything else.
+        zero: It is computed and 0 throughout, by the way it is made.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Value:
     derived: bool
     array: AnyArray | None
     source: str = ""
+    zero: bool = False
 
     @property
     def stays(self) -> str:
