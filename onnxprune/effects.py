@@ -85,4 +85,19 @@ class Later:
     effect: Tie | Freeze
 
 
-Effect = Inexact | Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads | Later
+@dataclass(frozen=True, slots=True)
+class Adopts:
+    """Labels for an axis along which a tensor holds copies: it will be as long as they need it.
+
+    Attributes:
+        tensor: What an Expand or a ConstantOfShape made.
+        axis: Axis of that tensor.
+        slots: Labels along it, shape (extent,).
+    """
+
+    tensor: str
+    axis: int
+    slots: IntArray
+
+
+Effect = Adopts | Inexact | Tie | Freeze | Rows | Produces | Consumes | Contracts | Heads | Later

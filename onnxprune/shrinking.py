@@ -32,7 +32,7 @@ from onnxprune.replay import warn_of_other_data
 from onnxprune.report.build import NOT_VERIFIED, group_reports
 from onnxprune.report.clock import Clock, peak_memory
 from onnxprune.report.layers import layer_reports
-from onnxprune.report.ops import nothing_prunable
+from onnxprune.report.ops import nothing_prunable, way_out
 from onnxprune.request import Request
 from onnxprune.restoring import Restored, restored
 from onnxprune.rewrite import Surgery, operate
@@ -72,7 +72,7 @@ class Shrinking:
         self.asked, self.original, self.check, self.clock = asked, original, check, clock
         graph = analysed(original, asked.shapes, asked.analysis, clock)
         if not graph.prunable and not (asked.exactly and any(asked.tidying)):
-            raise UnsupportedModelError(nothing_prunable(graph))
+            raise UnsupportedModelError(nothing_prunable(graph), hint=way_out(graph))
         (self.plan, self.method, self.why), self.times, self.rounding = asked.timed_plan(
             graph, check.data, clock
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 import onnxprune.ops  # noqa: F401  (registers the rules)
-from onnxprune import fields, moves
+from onnxprune import copies, fields, moves
 from onnxprune.effects import (
+    Adopts,
     Consumes,
     Contracts,
     Effect,
@@ -24,7 +25,7 @@ from onnxprune.effects import (
 from onnxprune.graph import Graph, Node
 from onnxprune.ops.plain import lookup_rows
 from onnxprune.ops.registry import Entry, lookup
-from onnxprune.ops.view import OpView, Value
+from onnxprune.ops.view import Copies, OpView, Value
 from onnxprune.rows import RowRule, Signature, row_signature
 from onnxprune.runs import Run
 from onnxprune.shapes import Environment
@@ -34,8 +35,6 @@ from onnxprune.types import BoolArray, IntArray, Shape
 _MOST_PASSES = 24
 # Operators that present a constant element by element, so that slots of its elements carry over.
 _QUANTIZING = {"DequantizeLinear", "QuantizeLinear"}
-# Operators that make as many equal elements as a shape says.
-_REPEATING = {"ConstantOfShape", "Expand"}
 PRESERVING = {"Cast", "CastLike", "Identity", "DequantizeLinear", "QuantizeLinear"}
 
 
@@ -98,6 +97,7 @@ class Tracer:
     heads: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
     reasons: list[tuple[IntArray, str]] = field(default_factory=list)
     undecided: list[Effect] = field(default_factory=list)
+    adopted: dict[tuple[str, int], IntArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.table = SlotTable(self.graph)
@@ -118,7 +118,7 @@ class Tracer:
             added += self.undecided
 
     def _pass(self, extra: Sequence[Effect]) -> bool:
-        walks = []
+        walks, adopted = [], len(self.adopted)
         for position, env in enumerate(self.envs):
             walk = _Walk(self, env, self.signature(position))
             walk.run()
@@ -145,7 +145,7 @@ class Tracer:
         self.reasons = [*self.reasons, *freezes]
         self.traces = [walk.trace for walk in walks]
         self.undecided = [effect for walk in walks for effect in walk.undecided]
-        return self.table.merge(a, b, cold)
+        return self.table.merge(a, b, cold) or len(self.adopted) > adopted
 
     def signature(self, position: int) -> Signature:
         """Rows that each component lies in, as the last pass under one environment found."""
@@ -183,6 +183,7 @@ class _Walk:
         self.heads: list[IntArray] = []
         self.inexact: list[IntArray] = []
         self.undecided: list[Effect] = []
+        self.copies: dict[str, Sequence[Copies]] = {}
         self.kept: dict[tuple[Shape, bytes], IntArray | None] = {}
         self.shared: dict[tuple[Shape, bytes], IntArray] = {}
         self.outputs = frozenset(self.graph.outputs)
@@ -202,8 +203,10 @@ class _Walk:
         rule = self._effects(view, self.tracer.entries[node.index], run)
         for effect in rule:
             self.take(effect, node.label, node)
-        if node.op_type in _REPEATING:
-            view.out([*view.outputs.get(0, []), *self._repeated(view)])
+        if node.op_type in copies.REPEATING:
+            view.out([*view.outputs.get(0, []), *self._repeated(view), *self._adopted(view)])
+        elif run is None:
+            self._keep_copies(copies.carried(view, self.tracer.entries[node.index], node), node)
         if all(v.derived for v in view.present) and view.present:
             self._note_derived(view, run)
         entry = self.tracer.entries[node.index]
@@ -234,6 +237,8 @@ class _Walk:
             name in self.graph.derived,
             self.env.values.get(name),
             self.given.get(name, ""),
+            name in self.graph.zeros,
+            self.copies.get(name, ()),
         )
 
     def _bear(self, name: str) -> None:
@@ -276,14 +281,39 @@ class _Walk:
         shape = view.node.inputs[-1]
         maker = self.graph.producer.get(shape)
         made = view.out_shapes[0]
-        if maker is None or maker.op_type != "Shape" or maker.has("start") or maker.has("end"):
+        if maker is None or maker.op_type != "Shape" or made is None:
             return []
+        whole = self.env.shape(maker.inputs[0])
+        if whole is None:
+            return []
+        seen = slice(maker.int("start", 0), maker.int("end", len(whole)))
         source = view.x.shape if len(view.inputs) > 1 else ()
-        if made is None or made != self.env.shape(maker.inputs[0]):
+        if made != whole[seen]:
             return []
         before = fields.lift_shape(source, len(made))
-        found = self.trace.fields.get(maker.inputs[0], [])
-        return [f for f in found if all(before[axis] == 1 for axis in fields.varying(f))]
+        found = []
+        for f in self.trace.fields.get(maker.inputs[0], []):
+            inner = f.shape[seen]
+            if np.prod(inner) == f.size and all(
+                before[axis] == 1 for axis, size in enumerate(inner) if size > 1
+            ):
+                found.append(f.reshape(inner))
+        return found
+
+    def _adopted(self, view: OpView) -> list[IntArray]:
+        """Labels that copies took over from what they met in an earlier pass."""
+        found = copies.made(view)
+        self._keep_copies(found, view.node)
+        known = [(one, self.tracer.adopted.get((one.tensor, one.axis))) for one in found]
+        return [
+            fields.along(slots, one.axis, one.places.ndim)
+            for one, slots in known
+            if slots is not None and slots.size == one.places.size
+        ]
+
+    def _keep_copies(self, found: Sequence[Copies], node: Node) -> None:
+        if found:
+            self.copies[node.outputs[0]] = found
 
     def _matters(self, name: str) -> bool:
         return name in self.trace.fields or name not in self.graph.constants
@@ -298,6 +328,12 @@ class _Walk:
                 self._freeze(slots, reason)
             case Rows(f, axes, hard):
                 self._rows(f, axes, hard)
+            case Adopts(tensor, axis, slots):
+                known = self.tracer.adopted.setdefault((tensor, axis), slots)
+                if known.shape == slots.shape:
+                    self._tie(known.reshape(-1), slots, label)
+                else:
+                    self._freeze(slots, f"'{label}' meets copies of another number")
             case Produces(slots):
                 self.produced.append(slots)
             case Consumes(slots):

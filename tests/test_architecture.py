@@ -24,9 +24,10 @@ ORDER = tuple(
     effects fields moves rows intervals
     graph runtime affines foldbn simplify feeds sequences fold prepare shapes standins data
     slots
-    ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.join ops.movement
-    ops.plain ops.pool ops.reduce ops.contrib ops.heads ops.rotary ops.attention ops
-    runs trace survivors groups shapefix analyse
+    ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.einsum ops.join
+    ops.movement ops.places ops.plain ops.pool ops.recurrent ops.reduce ops.contrib ops.heads
+    ops.rotary ops.attention ops
+    copies runs trace survivors groups shapefix analyse
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms moments calibrate pictures obs score select readers lossless
     record slices emit patches selections absorb twin rewrite reorder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from onnxprune import fields
-from onnxprune.effects import Effect, Freeze, Later, Rows, Tie
+from onnxprune.effects import Adopts, Effect, Freeze, Later, Rows, Tie
 from onnxprune.ops.registry import rule
 from onnxprune.ops.view import OpView, Value, axis_slots, collapse
 from onnxprune.types import IntArray
@@ -46,7 +48,8 @@ def lifted(value: Value, rank: int) -> Value:
     """A value with axes of size 1 in front, as numpy broadcasts it."""
     found = [fields.lift(f, rank) for f in value.fields]
     shape = fields.lift_shape(value.shape, rank)
-    return replace(value, shape=shape, fields=found)
+    copies = [replace(c, places=fields.lift(c.places, rank)) for c in value.copies]
+    return replace(value, shape=shape, fields=found, copies=copies)
 
 
 def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntArray]]:
@@ -79,12 +82,28 @@ def meet(op: OpView, operands: list[Value]) -> Generator[Effect, None, list[IntA
                         continue
                     yield Tie(f, g)
                     merged = merged or stand_in(f, g, result)
-                if not partners:
+                adopted = [] if partners else adopt(f, shared, other)
+                yield from adopted
+                if not partners and not adopted:
                     yield from _unlabelled(op, f, shared, other)
                     stays = stays or len(shared) == len(fields.varying(f))
             if not merged and not stays:
                 result.append(f)
     return [*result, *_spread(operands)]
+
+
+def adopt(f: IntArray, shared: Sequence[int], other: Value) -> list[Effect]:
+    """Labels for the copies that another operand holds along just the axes of a field."""
+    if set(shared) != set(fields.varying(f)):
+        return []
+    for one in other.copies:
+        places = one.places
+        if places.shape == f.shape:
+            known, first = np.unique(places, return_index=True)
+            if known.size == places.max() + 1:
+                labels = f.reshape(-1)[first]
+                return [Tie(f, labels[places]), Adopts(one.tensor, one.axis, labels)]
+    return []
 
 
 def counterparts(f: IntArray, others: list[IntArray], shared: list[int]) -> list[IntArray]:
@@ -173,6 +192,10 @@ def _with_constant(
         if elements is not None:
             yield Tie(f, fields.lift(elements, f.ndim))
             return
+    adopted = adopt(f, shared, constant)
+    if adopted:
+        yield from adopted
+        return
     yield from op.freeze_fields([f], "meets a constant that cannot be cut", constant.name)
 
 
@@ -183,7 +206,13 @@ def parameter(op: OpView, position: int, f: IntArray, axis: int) -> Iterator[Eff
         return
     slots, effects = axis_slots(value, 0)
     yield from effects
-    if slots is None or not value.derived:
+    if slots is None:
+        flat = f.reshape(-1) if f.size == value.shape[0] else f
+        adopted = adopt(flat, [0], value)
+        if adopted:
+            yield from adopted
+            return
+    if slots is None or (len(value.fields) > 1 and not value.derived):
         yield from op.freeze_fields([f], "has a parameter that cannot be cut", value.name)
         return
     yield Tie(f, fields.along(slots, axis, f.ndim))

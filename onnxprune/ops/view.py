@@ -38,6 +38,21 @@ class Births(Protocol):
 INTERFACE = "whose shape is the model's interface"  # why something must fit an input
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """An axis along which a tensor, or what it was made of, holds copies of one slice.
+
+    Attributes:
+        tensor: What an Expand or a ConstantOfShape made.
+        axis: Axis of that tensor.
+        places: Position on that axis of each element, of the rank of the tensor at hand.
+    """
+
+    tensor: str
+    axis: int
+    places: IntArray
+
+
 @dataclass(slots=True)
 class Value:
     """One tensor as a rule sees it.
@@ -49,6 +64,8 @@ class Value:
         derived: Computed from constants alone; its fields are then those of its axes.
         array: The value itself where shape arithmetic or a small constant gives it.
         source: The input of the graph that it is, or is a rearrangement of; "" for anything else.
+        zero: It is computed and 0 throughout, by the way it is made.
+        copies: Axes along which it may be as long as what it meets.
     """
 
     name: str
@@ -57,6 +74,8 @@ class Value:
     derived: bool
     array: AnyArray | None
     source: str = ""
+    zero: bool = False
+    copies: Sequence[Copies] = ()
 
     @property
     def stays(self) -> str:

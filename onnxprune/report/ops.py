@@ -53,6 +53,13 @@ def _rule(op_type: str, domain: str, since: int) -> str | None:
     return None if entry is None else entry.summary
 
 
+_CHANGED = "works over channels that a cut would change"
+_NORMS = {
+    *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "ReduceMean"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "InstanceNormalization"),
+}
+
+
 def nothing_prunable(graph: DependencyGraph) -> str:
     """Why no group of a model may be cut, the commonest reasons first."""
     if graph.groups:
@@ -72,6 +79,15 @@ def nothing_prunable(graph: DependencyGraph) -> str:
     if any(node.captures for node in graph.graph.nodes):
         said += "; the bodies of If, Loop and Scan are not pruned"
     return said
+
+
+def way_out(graph: DependencyGraph) -> str:
+    """An option that cuts a model of which nothing may go, "" where none is known to."""
+    frozen = [group.frozen or "" for group in graph.groups]
+    normed = any(why.split(" ")[0] in _NORMS and _CHANGED in why for why in frozen)
+    if not normed or graph.tracer.allow_norm:
+        return ""
+    return "--allow-norm cuts what normalisations take their statistics over too, not exactly"
 
 
 def operator_table() -> str:

@@ -237,6 +237,20 @@ def test_nothing_prunable_names_the_reasons() -> None:
         shrink(bare, ratio=0.5)
 
 
+@pytest.mark.parametrize("normed", [True, False], ids=["a norm", "a maximum"])
+def test_nothing_prunable_but_under_a_norm_names_the_option(normed: bool) -> None:
+    middle = "LayerNormalization(a, g)" if normed else "Softmax(a)"
+    weights = {"w1": np.ones((5, 8), np.float32), "w2": np.ones((8, 4), np.float32)}
+    model = parsed(
+        f"g (float[2,5] x) => (float[2,4] y) {{a = MatMul(x, w1) b = {middle} y = MatMul(b, w2)}}",
+        g=np.ones(8, np.float32),
+        **weights,
+    )
+    with pytest.raises(UnsupportedModelError) as raised:
+        shrink(model, ratio=0.5)
+    assert ("--allow-norm" in raised.value.hint) is normed
+
+
 def test_missing_model_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         shrink(tmp_path / "none.onnx", ratio=0.5)

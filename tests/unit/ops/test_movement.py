@@ -189,8 +189,69 @@ def test_constant_of_the_shape_of_data_is_cut_with_it() -> None:
     assert_exact(found)
 
 
-def test_copies_that_are_as_many_by_number_alone_stay() -> None:
-    """A shape written down is not the shape of the data."""
-    middle = "g = Conv(a, w) e = Expand(g, s) m = Mul(a, e)"
-    found = between_convs(middle, w=(1, 8, 1, 1), s=np.array([2, 8, 8, 8]))
-    assert_frozen(found, "w1", "Mul 'm' meets data that cannot be cut")
+@pytest.mark.parametrize(
+    "middle",
+    [
+        "g = Conv(a, w) e = Expand(g, s) m = Mul(a, e)",
+        "g = Conv(a, w) e = Expand(g, s) i = Sigmoid(e) j = Mul(i, half) m = Mul(j, a)",
+        "g = Conv(a, w) e = Expand(g, s) t = Transpose<perm=[1,0,2,3]>(e)"
+        " u = Transpose<perm=[1,0,2,3]>(a) n = Mul(t, u) m = Transpose<perm=[1,0,2,3]>(n)",
+        "b = Expand(half, s) m = Add(a, b)",
+        "b = ConstantOfShape<value = float[1] {1.5}>(s) m = Add(a, b)",
+    ],
+    ids=["mul", "through others", "moved", "constant", "of shape"],
+)
+def test_copies_are_as_many_as_the_channels_that_they_meet(middle: str) -> None:
+    half = np.full((), 0.5, np.float32)
+    found = between_convs(middle, w=(1, 8, 1, 1), s=np.array([2, 8, 8, 8]), half=half)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
+
+
+def test_channels_that_meet_the_same_copies_go_together() -> None:
+    middle = """g = Conv(a, w) e = Expand(g, s) b = Conv(x, w3) n = Mul(b, e) o = Conv(n, w4)
+        l = Mul(a, e) m = Add(l, o)"""
+    weights = {"w": (1, 8, 1, 1), "w3": (8, 3, 1, 1), "w4": (8, 8, 1, 1)}
+    found = between_convs(middle, s=np.array([2, 8, 8, 8]), **weights)
+    assert_coupled(analyse(found), ("w1", 0), ("w3", 0))
+    assert_exact(found)
+
+
+def test_copies_that_are_an_output_keep_the_channels_that_they_meet() -> None:
+    text = """g (float[2,3,8,8] x) => (float[2,4,8,8] y, float[2,8,8,8] e) {
+        a = Conv(x, w1) g = Conv(a, w) e = Expand(g, s) m = Mul(a, e) y = Conv(m, w2)}"""
+    found = model(text, w1=(8, 3, 1, 1), w=(1, 8, 1, 1), w2=(4, 8, 1, 1), s=ints(2, 8, 8, 8))
+    assert_frozen(found, "w1", "reaches output 'e' through Expand 'e'")
+
+
+MASKED = """g (float[n,6,12] x, bool[n,6] keep) => (float[n,6,12] y) {
+    q0 = MatMul(x, wq)  q1 = Reshape(q0, split)  q = Transpose<perm=[0,2,1,3]>(q1)
+    k0 = MatMul(x, wk)  k1 = Reshape(k0, split)  k = Transpose<perm=[0,2,3,1]>(k1)
+    v0 = MatMul(x, wv)  v1 = Reshape(v0, split)  v = Transpose<perm=[0,2,1,3]>(v1)
+    b = Shape<start=0, end=1>(x)  t = Concat<axis=0>(b, four, one, six)
+    u = Unsqueeze(keep, axes)  e = Expand(u, t)  f = Not(e)
+    s0 = MatMul(q, k) {scores}  p = Softmax<axis=-1>(s)
+    o = MatMul(p, v)  o1 = Transpose<perm=[0,2,1,3]>(o)  o2 = Reshape(o1, merge)
+    y = MatMul(o2, wo)}"""
+
+
+@pytest.mark.parametrize("attention", ["heads", "dims"])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "s = Where(f, low, s0)",
+        """h = Mul(b, four) j = Concat<axis=0>(h, six, six) r = Reshape(s0, j)
+        k2 = Concat<axis=0>(h, one, six) f2 = Reshape(f, k2) w = Where(f2, low, r)
+        l = Concat<axis=0>(b, four, six, six) s = Reshape(w, l)""",
+    ],
+    ids=["by head", "heads in the batch"],
+)
+def test_mask_that_is_expanded_over_the_heads_lets_them_go(scores: str, attention: str) -> None:
+    sizes = {"split": ints(0, 6, 4, 3), "merge": ints(0, 6, 12), "axes": ints(1, 2)}
+    sizes |= {"four": ints(4), "one": ints(1), "six": ints(6)}
+    weights = dict.fromkeys(("wq", "wk", "wv", "wo"), (12, 12))
+    text = MASKED.replace("{scores}", scores)
+    found = model(text, low=np.asarray(-9.0, np.float32), **sizes, **weights)
+    graph = analyse(found, attention=attention)
+    assert [group.size for group in graph.prunable] == ([4] if attention == "heads" else [12, 12])
+    assert_exact(found, attention=attention)
