@@ -25,6 +25,7 @@ _ENOUGH = 128  # outputs of a layer that its ridge is chosen by
 _FIRST_RIDGE = 4  # to be tried: a pattern takes more than a refit does
 _TURNS = 2  # over the parts of such a layer
 _LEAST_VARIANCE = 1e-30
+THROUGH = False
 METHODS = ("sparsegpt", "wanda")
 
 
@@ -71,6 +72,7 @@ class PatternFitter(Fitter):
         taps: int = 1,
         free: int = 0,
         intercept: bool = True,
+        metric: Float64Array | None = None,
     ) -> None:
         """Expect at most ``rows`` rows.
 
@@ -81,14 +83,20 @@ class PatternFitter(Fitter):
             taps: Inputs of each channel.
             free: Inputs at the end that no pattern binds.
             intercept: Whether there is a bias to be found.
+            metric: How errors of outputs count together, shape (outputs, outputs), of one group;
+                None where each counts alone.
         """
         groups, inputs, outputs = shape
         self.wide = sketched(groups, inputs + intercept)
-        super().__init__(groups, inputs, outputs, rows, intercept=intercept, summed=not self.wide)
+        super().__init__(
+            groups, inputs, outputs, rows,
+            intercept=intercept, summed=not self.wide, kept=metric is not None,
+        )  # fmt: skip
         self.bound = inputs - free
         self.imposed = imposed
         self.pattern, self.order = imposed.laid_out(self.bound, taps)
         self.keep: BoolArray = np.ones(shape, np.bool_)
+        self.metric = metric
 
     def solve(
         self,
@@ -119,8 +127,18 @@ class PatternFitter(Fitter):
         scale = max(float(judge.spread.sum()), 1e-30)
         start = self._joined(weight, bias)
 
+        metric = self.metric if isinstance(self.fitted, Moments) else None
+        metric = metric if isinstance(judge, Rows) else None
+        self._metric = None if metric is None else metric[None]
+        seen = None if metric is None else np.linalg.cholesky(metric)
+
         def judged(found: Float64Array) -> float:
-            return loss(judge, self._joined(*self._settled(found)))
+            settled = self._joined(*self._settled(found))
+            if seen is None:
+                return loss(judge, settled)
+            assert isinstance(judge, Rows)
+            left = np.matmul(judge.z - np.matmul(judge.x, settled.astype(np.float32)), seen)
+            return float(np.square(left, dtype=np.float64).sum())
 
         plain = [self._plain(start, np.abs(weight[:, : self.bound]))]
         before = judged(plain[0])
@@ -152,7 +170,7 @@ class PatternFitter(Fitter):
             return self._settled(self._refined(sums, start, found, ridge))
 
         sums = self.fitted, self.held
-        if through is not None:
+        if through is not None and (self._metric is None or THROUGH):
             held = Fit(*self._settled(found), 0.0, 0.0, ridge)
             bent = self._through(through, held, solved)
             if bent is not None:
@@ -240,7 +258,8 @@ class PatternFitter(Fitter):
         if isinstance(sums, Rows):
             once = _Wide(sums, start, self.bound, self.order, width(self.pattern), ridge)
             return once.solved([search] if quick else [search, *[_values] * (_TURNS - 1)])
-        return _searched(sums, start, self.bound, self.order, ridge, search)
+        metric = None if quick else self._metric
+        return _searched(sums, start, self.bound, self.order, ridge, search, metric)
 
     def _refined(
         self, sums: Moments | Rows, start: Float64Array, found: Float64Array, ridge: float
@@ -252,7 +271,8 @@ class PatternFitter(Fitter):
             return wide.solved([_values])
         keep = found[:, self.order].swapaxes(1, 2)
         return _searched(
-            sums, start, self.bound, self.order, ridge, lambda form, _: refined(form, keep)
+            sums, start, self.bound, self.order, ridge, lambda form, _: refined(form, keep),
+            self._metric,
         )
 
 
@@ -270,6 +290,7 @@ def _searched(
     order: IntArray,
     ridge: float,
     search: _Search,
+    metric: Float64Array | None = None,
 ) -> Float64Array:
     """Weights of all inputs; those at the end follow from the ones that a pattern binds."""
     inside = sums.xx[:, order[:, None], order]
@@ -284,7 +305,7 @@ def _searched(
     matrix = inside - np.matmul(crossed.swapaxes(1, 2), pull)
     aim = target - np.matmul(crossed.swapaxes(1, 2), given)
     first = start[:, order]
-    form = _held(matrix, aim, first, ridge)
+    form = replace(_held(matrix, aim, first, ridge), metric=metric)
     weights = search(form, first.swapaxes(1, 2)).swapaxes(1, 2)
     found = start.copy()
     found[:, order] = weights
