@@ -251,13 +251,15 @@ class _Refit:
         channels = wanted[0].shape[1]
         if max(channels, self._value(second, site.shown.leaf)[0].size) > _MOST_WEIGHED:
             return None
-        weighing = Weighing(self.work, lambda name: self._value(second, name))
+        weighing = Weighing(
+            self.work, self.survivors.trace.env.shape, lambda name: self._value(second, name)
+        )
         if behind is None:
             return weighing.of(site.goal, channels)
-        total = [z if added is None else z + more for z, more in zip(wanted, added or wanted, strict=True)]
-        rows = np.concatenate([z.reshape(*z.shape[:2], -1).swapaxes(1, 2).reshape(-1, channels) for z in total])
-        rows = rows[self.rng.choice(len(rows), min(len(rows), _SLOPES), replace=False)]
-        return weighing.of(site.goal, channels, slopes(behind, rows), behind.made)
+        total = wanted if added is None else map(np.add, wanted, added)
+        rows = np.concatenate([np.moveaxis(z, 1, -1).reshape(-1, channels) for z in total])
+        some = self.rng.choice(len(rows), min(len(rows), _SLOPES), replace=False)
+        return weighing.of(site.goal, channels, slopes(behind, rows[some]), behind.made)
 
     def _value(self, run: Stepwise, name: str) -> AnyArray:
         found = run.constants.get(name)
