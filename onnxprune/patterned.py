@@ -18,7 +18,7 @@ from onnxprune.refit import Fit, Fitter, Settle, least, loss, sketched
 from onnxprune.sparsegpt import Quadratic, pruned, refined, swept, width
 from onnxprune.sums import Moments, Rows
 from onnxprune.through import Through
-from onnxprune.types import BoolArray, Float64Array, IntArray
+from onnxprune.types import BoolArray, Float64Array, FloatArray, IntArray
 
 _WIDE = 4096  # inputs of a layer without a Gram matrix that are worked on at once
 _ENOUGH = 128  # outputs of a layer that its ridge is chosen by
@@ -275,7 +275,7 @@ class PatternFitter(Fitter):
         )
 
 
-def _lost(judge: Moments | Rows, weight: Float64Array, seen: Float64Array | None) -> float:
+def _lost(judge: Moments | Rows, weight: Float64Array, seen: FloatArray | None) -> float:
     """Sum of all the errors, or of what ``seen`` makes of those of each row."""
     if seen is None or not isinstance(judge, Rows):
         return loss(judge, weight)
@@ -284,7 +284,7 @@ def _lost(judge: Moments | Rows, weight: Float64Array, seen: Float64Array | None
     return error if np.isfinite(error) else np.inf
 
 
-def _spread(judge: Moments | Rows, seen: Float64Array | None) -> float:
+def _spread(judge: Moments | Rows, seen: FloatArray | None) -> float:
     """What there is to be explained, in the same measure."""
     if seen is None or not isinstance(judge, Rows):
         return float(judge.spread.sum())

@@ -306,14 +306,15 @@ class _Draw:
 
     @staticmethod
     def of(problem: Quadratic) -> _Draw:
+        """For outputs that count each alone, or together."""
         return _Draw(problem) if problem.metric is None else _DrawTogether(problem)
 
-    def prepare(self, stiff: FloatArray) -> None:
+    def prepare(self, stiff: np.float32) -> None:
         """Be ready for another stiffness."""
         one = np.eye(self.matrix.shape[1], dtype=np.float32)
         self.inverse = np.linalg.inv(self.matrix + stiff * one)
 
-    def free(self, to: FloatArray, stiff: FloatArray) -> FloatArray:
+    def free(self, to: FloatArray, stiff: np.float32) -> FloatArray:
         """Weights of least error, drawn to ``to``."""
         return np.asarray(np.matmul(self.aim + stiff * to, self.inverse))
 
@@ -332,10 +333,10 @@ class _DrawTogether(_Draw):
         self.right = self.right.astype(np.float32)
         self.aim = aim.astype(np.float32)
 
-    def prepare(self, stiff: FloatArray) -> None:
+    def prepare(self, stiff: np.float32) -> None:
         self.inverse = 1 / (self.size + stiff)
 
-    def free(self, to: FloatArray, stiff: FloatArray) -> FloatArray:
+    def free(self, to: FloatArray, stiff: np.float32) -> FloatArray:
         turned = np.matmul(self.left.swapaxes(1, 2), self.aim + stiff * to)
         turned = np.matmul(turned, self.right) * self.inverse
         return np.asarray(np.matmul(np.matmul(self.left, turned), self.right.swapaxes(1, 2)))
