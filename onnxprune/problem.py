@@ -48,6 +48,7 @@ class Problem:
         rng: np.random.Generator,
         activation: Function | None = None,
         added: Sequence[AnyArray] | None = None,
+        metric: Float64Array | None = None,
     ) -> tuple[Fit, str]:
         """The fit, and what to say of it where only a sample of the rows is used.
 
@@ -56,6 +57,7 @@ class Problem:
             rng: Draws the output positions that are looked at.
             activation: What alone reads the output of the one layer there is, if it is known.
             added: What is added to that output in front of the activation, by batch.
+            metric: How errors of outputs count together, for a pattern.
         """
         inputs = self.start.shape[1]
         samples = sum(array.shape[0] for read, _ in pairs for array in read)
@@ -64,7 +66,7 @@ class Problem:
             most = max(1, min(most, self.limit // max(1, samples)))
         total = sum(self._count(z, most) for _, wanted in pairs for z in wanted)
         rows = total if self.limit is None else min(total, self.limit)
-        fitter = self._fitter(rows)
+        fitter = self._fitter(rows, metric)
         state = int(rng.integers(1 << 62))
 
         def batches() -> Iterator[tuple[Float32Array, Float32Array, Float32Array | None]]:
@@ -116,7 +118,7 @@ class Problem:
             found |= values if self.keep is None else self._thinned(affine, values)
         return found
 
-    def _fitter(self, rows: int) -> Fitter:
+    def _fitter(self, rows: int, metric: Float64Array | None) -> Fitter:
         groups, inputs, made = self.start.shape
         marks = len(self.affines) * self.tied
         intercept = self.free[0] and not self.tied
@@ -125,7 +127,7 @@ class Problem:
         taps = kernel_size(self.affines[0].site.layer, self.seen)
         return PatternFitter(
             (groups, inputs + marks, made), rows, self.imposed,
-            taps=taps, free=marks, intercept=intercept,
+            taps=taps, free=marks, intercept=intercept, metric=metric,
         )  # fmt: skip
 
     def _thinned(self, affine: Affine, values: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:

@@ -83,13 +83,17 @@ class Fitter:
         *,
         intercept: bool = True,
         summed: bool = False,
+        kept: bool = False,
     ) -> None:
-        """Expect at most ``rows`` rows; ``summed`` keeps sums over them even of few."""
+        """Expect at most ``rows`` rows.
+
+        ``summed`` keeps sums over them even of few, ``kept`` those held out as they are even so.
+        """
         self.intercept = intercept
         held = int(rows * _HELD_OUT)
         wide = inputs + intercept
         few = not summed and (rows - held <= wide or sketched(groups, wide))
-        small = not summed and 4 * groups * held * wide < _MOST_HELD_BYTES
+        small = (kept or not summed) and 4 * groups * held * wide < _MOST_HELD_BYTES
         self.fitted = _collected(groups, wide, outputs, rows - held, kept=few)
         # Rows show errors that sums over them would round away.
         self.held = _collected(groups, wide, outputs, held, kept=few or small)

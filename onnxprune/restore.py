@@ -15,7 +15,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune import fields
-from onnxprune.activations import activation_behind
+from onnxprune.activations import Activation, activation_behind
 from onnxprune.affine import Affine
 from onnxprune.bases import Streams
 from onnxprune.carried import Carried
@@ -31,8 +31,12 @@ from onnxprune.select import PruningPlan
 from onnxprune.sites import Site, Unfit, sites
 from onnxprune.stepwise import Stepwise, Values
 from onnxprune.survivors import Survivors
-from onnxprune.types import AnyArray, Refitted
+from onnxprune.types import AnyArray, Float64Array, Refitted
 from onnxprune.unfuse import unfused
+from onnxprune.weighed import Weighing, slopes
+
+_MOST_WEIGHED = 1536  # inputs or outputs of a layer whose errors are weighed together
+_SLOPES = 4096  # places at which slopes are looked at
 
 Heard = Callable[[int, int, str], None]  # done, of, node
 
@@ -217,7 +221,8 @@ class _Refit:
         wanted = [product for product in products if product is not None]
         problem = Problem(affines, wanted, imposed)
         behind = activation_behind(self.work, site.goal)
-        fit, sampled = problem.fitted(pairs, self.rng, behind, added)
+        metric = None if imposed is None else self._metric(site, second, behind, pairs, added)
+        fit, sampled = problem.fitted(pairs, self.rng, behind, added, metric)
         if not np.isfinite(fit.before) and imposed is None:
             self.left.update(node.key for node in nodes)
             return [_left(node, "its data overflow") for node in nodes]
@@ -229,6 +234,32 @@ class _Refit:
             kept = "no gain on held-out data"
             return [Refitted(node.label, fit.before, fit.before, None, kept) for node in nodes]
         return [Refitted(n.label, fit.before, fit.after, fit.ridge, sampled) for n in nodes]
+
+    def _metric(
+        self,
+        site: Site,
+        second: Stepwise,
+        behind: Activation | None,
+        pairs: list[tuple[Values, Values]],
+        added: Values | None,
+    ) -> Float64Array | None:
+        """How errors of a convolution's channels count to what reads them."""
+        layer = site.layer
+        if layer.kind != "conv" or layer.groups > 1 or site.ties or site.goal in self.bases:
+            return None
+        (_, wanted), *_ = pairs
+        channels = wanted[0].shape[1]
+        if max(channels, self._value(second, site.shown.leaf)[0].size) > _MOST_WEIGHED:
+            return None
+        weighing = Weighing(
+            self.work, self.survivors.trace.env.shape, lambda name: self._value(second, name)
+        )
+        if behind is None:
+            return weighing.of(site.goal, channels)
+        total = wanted if added is None else map(np.add, wanted, added)
+        rows = np.concatenate([np.moveaxis(z, 1, -1).reshape(-1, channels) for z in total])
+        some = self.rng.choice(len(rows), min(len(rows), _SLOPES), replace=False)
+        return weighing.of(site.goal, channels, slopes(behind, rows[some]), behind.made)
 
     def _value(self, run: Stepwise, name: str) -> AnyArray:
         found = run.constants.get(name)

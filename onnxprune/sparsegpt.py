@@ -37,22 +37,31 @@ class Quadratic:
     Attributes:
         matrix: A, shape (groups, inputs, inputs), symmetric, positive definite.
         center: c, shape (groups, outputs, inputs).
+        metric: M, shape (groups, outputs, outputs), positive definite, where errors of outputs
+            count together: then the error is the sum of M times (W - C) A (W - C)ᵀ.
     """
 
     matrix: Float64Array
     center: Float64Array
+    metric: Float64Array | None = None
 
     def error(self, weights: FloatArray) -> float:
-        """Sum of (w - c) A (w - c)ᵀ over all outputs."""
+        """Sum of (w - c) A (w - c)ᵀ over all outputs, or as ``metric`` says."""
         moved = weights - self.center
-        return float(np.einsum("gok,gok->", np.matmul(moved, self.matrix), moved))
+        seen = moved if self.metric is None else np.matmul(self.metric, moved)
+        return float(np.einsum("gok,gok->", np.matmul(seen, self.matrix), moved))
 
     def scaled(self) -> tuple[Quadratic, Float64Array]:
         """The same in inputs of variance 1, and what divides weights of it to get them back."""
         scale = np.sqrt(np.diagonal(self.matrix, axis1=1, axis2=2))
         scale = np.where(scale > 0, scale, 1.0)
         matrix = self.matrix / (scale[:, :, None] * scale[:, None, :])
-        return Quadratic(matrix, self.center * scale[:, None]), scale[:, None]
+        if self.metric is None:
+            return Quadratic(matrix, self.center * scale[:, None]), scale[:, None]
+        size = np.sqrt(np.diagonal(self.metric, axis1=1, axis2=2))
+        metric = self.metric / (size[:, :, None] * size[:, None, :])
+        both = size[:, :, None] * scale[:, None]
+        return Quadratic(matrix, self.center * both, metric), both
 
 
 def pruned(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Array:
@@ -72,7 +81,7 @@ def pruned(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Arra
     """
     scaled, scale = problem.scaled()
     found = alternated(scaled, pattern, sparsity)
-    if isinstance(pattern, NM):
+    if isinstance(pattern, NM) and scaled.metric is None:
         found = descended(scaled, found, pattern)
     return refined(scaled, found) / scale
 
@@ -82,21 +91,28 @@ def refined(problem: Quadratic, weights: FloatArray, steps: int = _STEPS) -> Flo
     free = weights != 0
     found = np.array(weights, np.float64)
     # The error that is left is taken in float64 once; what makes up for it is small.
-    left = (np.matmul(problem.center - found, problem.matrix) * free).astype(np.float32)
+    off = problem.center - found
+    off = off if problem.metric is None else np.matmul(problem.metric, off)
+    left = (np.matmul(off, problem.matrix) * free).astype(np.float32)
     matrix = problem.matrix.astype(np.float32)
     scale = 1 / np.maximum(np.diagonal(matrix, axis1=1, axis2=2), _TINY)[:, None]
+    dot, metric = _dot, None
+    if problem.metric is not None:
+        metric, dot = problem.metric.astype(np.float32), _dot_of_all
+        scale = scale / np.maximum(np.diagonal(metric, axis1=1, axis2=2), _TINY)[:, :, None]
     moved = np.zeros_like(left)
     near = left * scale
     direction = near.copy()
-    energy = _dot(left, near)
+    energy = dot(left, near)
     for _ in range(steps):
         bent = np.matmul(direction, matrix)
+        bent = bent if metric is None else np.matmul(metric, bent)
         bent *= free
-        length = energy / np.maximum(_dot(direction, bent), _TINY)
+        length = energy / np.maximum(dot(direction, bent), _TINY)
         moved += length * direction
         left -= length * bent
         near = left * scale
-        after = _dot(left, near)
+        after = dot(left, near)
         direction *= after / np.maximum(energy, _TINY)
         direction += near
         energy = after
@@ -106,6 +122,11 @@ def refined(problem: Quadratic, weights: FloatArray, steps: int = _STEPS) -> Flo
 def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
     """Product of each row with another, shape (groups, rows, 1)."""
     return np.asarray(np.einsum("gok,gok->go", a, b)[..., None])
+
+
+def _dot_of_all(a: FloatArray, b: FloatArray) -> FloatArray:
+    """The same of all rows of a group together, shape (groups, 1, 1)."""
+    return np.asarray(np.einsum("gok,gok->g", a, b)[:, None, None])
 
 
 # -- which weights stay ----------------------------------------------------------------------------
@@ -257,26 +278,68 @@ def alternated(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64
     Source: the alternating direction method of multipliers for pruning, Meng et al. 2024
         (arXiv:2406.07831).
     """
-    matrix, center = problem.matrix.astype(np.float32), problem.center.astype(np.float32)
-    aim = np.matmul(center, matrix)
-    one = np.eye(matrix.shape[1], dtype=np.float32)
+    center = problem.center.astype(np.float32)
+    draw = _Draw.of(problem)
 
     def nearest(weights: FloatArray) -> FloatArray:
         return weights * mask(pattern, np.square(weights), sparsity)
 
     found = nearest(center)
     owed = np.zeros_like(center)
-    inverse: FloatArray = one
     for number in range(_ROUNDS):
         stiff = np.float32(_STIFFNESS * _GROWTH ** (number - number % _ROUNDS_PER_INVERSE))
         if number % _ROUNDS_PER_INVERSE == 0:
             owed /= 1 if number == 0 else np.float32(_GROWTH**_ROUNDS_PER_INVERSE)
-            inverse = np.linalg.inv(matrix + stiff * one)
-        free = np.matmul(aim + stiff * (found - owed), inverse)
-        owed += free
+            draw.prepare(stiff)
+        owed += draw.free(found - owed, stiff)
         found = nearest(owed)
         owed -= found
     return found.astype(np.float64)
+
+
+class _Draw:
+    """Least error of weights that are drawn to given ones."""
+
+    def __init__(self, problem: Quadratic) -> None:
+        self.matrix = problem.matrix.astype(np.float32)
+        self.aim = np.matmul(problem.center.astype(np.float32), self.matrix)
+
+    @staticmethod
+    def of(problem: Quadratic) -> _Draw:
+        """For outputs that count each alone, or together."""
+        return _Draw(problem) if problem.metric is None else _DrawTogether(problem)
+
+    def prepare(self, stiff: np.float32) -> None:
+        """Be ready for another stiffness."""
+        one = np.eye(self.matrix.shape[1], dtype=np.float32)
+        self.inverse = np.linalg.inv(self.matrix + stiff * one)
+
+    def free(self, to: FloatArray, stiff: np.float32) -> FloatArray:
+        """Weights of least error, drawn to ``to``."""
+        return np.asarray(np.matmul(self.aim + stiff * to, self.inverse))
+
+
+class _DrawTogether(_Draw):
+    """The same where errors of outputs count together: M X A + s X = B in the axes of both."""
+
+    def __init__(self, problem: Quadratic) -> None:
+        assert problem.metric is not None
+        (one, self.left), (two, self.right) = (
+            np.linalg.eigh(part) for part in (problem.metric, problem.matrix)
+        )
+        self.size = (one[:, :, None] * two[:, None]).astype(np.float32)
+        aim = np.matmul(np.matmul(problem.metric, problem.center), problem.matrix)
+        self.left = self.left.astype(np.float32)
+        self.right = self.right.astype(np.float32)
+        self.aim = aim.astype(np.float32)
+
+    def prepare(self, stiff: np.float32) -> None:
+        self.inverse = 1 / (self.size + stiff)
+
+    def free(self, to: FloatArray, stiff: np.float32) -> FloatArray:
+        turned = np.matmul(self.left.swapaxes(1, 2), self.aim + stiff * to)
+        turned = np.matmul(turned, self.right) * self.inverse
+        return np.asarray(np.matmul(np.matmul(self.left, turned), self.right.swapaxes(1, 2)))
 
 
 def descended(problem: Quadratic, weights: FloatArray, pattern: NM) -> Float64Array:

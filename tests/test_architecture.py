@@ -33,7 +33,7 @@ ORDER = tuple(
     record slices emit patches selections absorb twin rewrite reorder
     extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
-    shown activations sites affine carried bases products problem unfuse restore
+    shown activations weighed sites affine carried bases products problem unfuse restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe recording replay
     impose valued drift verify tidy
@@ -59,8 +59,9 @@ ORDER = tuple(
     train.torch_ops.recurrent train.torch_ops.control train.torch_ops
     train.torch_graph train.torch_trainer
     train.backends train.batching train.zeros
-    train.classes train.objective train.samples train.given train.gradcheck train.schedule
-    train.checkpoint train.interrupts train.judge train.loop train.session tuning rounds
+    train.classes train.objective train.samples train.given train.gradcheck
+    train.schedule train.average train.checkpoint train.interrupts train.judge train.loop
+    train.session tuning rounds
     terminal
     commands commands.options commands.finetune commands.training
     commands.inspect commands.shrink commands.sparsify commands.quantize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -117,3 +118,40 @@ def test_inputs_that_carry_nothing_go_first() -> None:
         found = search(problem, NM(2, 4), 0.5)
         assert not found[:, :, dead].any()
         assert np.isfinite(found).all()
+
+
+def together(outputs: int, groups: int = 1, seed: int = 5) -> np.ndarray:
+    """How errors of outputs count where fewer layers' outputs read them."""
+    read = np.random.default_rng(seed).standard_normal((groups, outputs // 2, outputs))
+    return read.transpose(0, 2, 1) @ read + 0.1 * np.eye(outputs)
+
+
+def test_errors_that_count_together_are_led_to_where_they_cancel() -> None:
+    alone = drawn(16, 12)
+    problem = replace(alone, metric=together(12))
+    found, once = (pruned(one, NM(2, 4), 0.5) for one in (problem, alone))
+    assert holds(NM(2, 4), found, 0.5)
+    assert problem.error(found) < 0.6 * problem.error(once)
+    assert alone.error(found) > alone.error(once)
+
+
+def test_a_metric_that_keeps_outputs_apart_changes_next_to_nothing() -> None:
+    alone = drawn(16, 8)
+    scales = np.random.default_rng(1).lognormal(size=8)
+    problem = replace(alone, metric=np.diag(scales)[None])
+    found = pruned(problem, NM(2, 4), 0.5)
+    once = refined(alone, alternated(alone.scaled()[0], NM(2, 4), 0.5) / alone.scaled()[1])
+    np.testing.assert_allclose(found, once, atol=2e-3)
+
+
+def test_values_under_a_metric_are_those_of_least_squares() -> None:
+    problem = replace(drawn(8, 6, rows=200), metric=together(6))
+    keep = mask(NM(2, 4), np.square(problem.center), 0.5)
+    found = refined(problem, problem.center * keep, steps=200)
+    assert problem.metric is not None
+    whole = np.kron(problem.metric[0], problem.matrix[0])  # of weights in a row
+    free = np.flatnonzero(keep)
+    aim = whole @ problem.center.reshape(-1)
+    best = np.zeros(keep.size)
+    best[free] = np.linalg.solve(whole[np.ix_(free, free)], aim[free])
+    np.testing.assert_allclose(found.reshape(-1), best, atol=1e-3)
