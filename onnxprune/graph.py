@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import onnx
 
 from onnxprune.model import Model, Weight
@@ -15,12 +14,6 @@ from onnxprune.model import Model, Weight
 # Bodies that may read tensors of the graph around them.
 _GRAPH = onnx.AttributeProto.GRAPH
 _GRAPHS = onnx.AttributeProto.GRAPHS
-# Operators that make zeros of zeros, whatever their other inputs say.
-_KEEP_ZEROS = {
-    *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"),
-    *("Squeeze", "Tile", "Transpose", "Unsqueeze"),
-}
-_FEW = 1 << 12  # elements of a constant that is looked at whether it is 0
 
 
 class Node:
@@ -166,29 +159,6 @@ class Graph:
             if names and not node.captures and all(name in known for name in names):
                 known.update(name for name in node.outputs if name)
         return frozenset(known)
-
-    @cached_property
-    def zeros(self) -> frozenset[str]:
-        """Computed tensors that are 0 throughout: zeros of some shape, repeated or moved."""
-        known: set[str] = set()
-        for node in self.nodes:
-            if node.op_type == "ConstantOfShape":
-                given = node.attributes.get("value")
-                zero = given is None or not onnx.numpy_helper.to_array(given.t).any()
-            else:
-                data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-                zero = node.op_type in _KEEP_ZEROS and all(
-                    name in known or self._zero_constant(name) for name in data
-                )
-            if zero:
-                known.update(name for name in node.outputs if name)
-        return frozenset(known)
-
-    def _zero_constant(self, name: str) -> bool:
-        constant = self.constants.get(name)
-        if constant is None or constant.weight.size > _FEW or constant.pinned:
-            return False
-        return not np.asarray(constant.weight.read()).any()
 
     @cached_property
     def uses(self) -> Mapping[str, tuple[Node, int]]:

@@ -10,7 +10,7 @@ from onnxprune.absorb import Absorber
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.model import Model
-from onnxprune.ops.registry import repair_of, zero_inputs
+from onnxprune.ops.registry import repair_of
 from onnxprune.patches import set_attribute
 from onnxprune.record import Change, Copy, Mask, Removed, dead_births, removed_entries
 from onnxprune.select import PruningPlan
@@ -79,7 +79,6 @@ class _Surgeon:
         for name, part in self.slices.items():
             self._cut_constant(name, part)
         self._repair_attributes()
-        self._drop_zeros()
         self._repair_shapes()
         self._dims()
         absorber = Absorber(self.graph, self.emitter, self.first)
@@ -125,8 +124,7 @@ class _Surgeon:
     def _repair_attributes(self) -> None:
         for node in self.graph.nodes:
             repair = repair_of(node)
-            around = (*node.inputs, *node.outputs)
-            if repair is None or not any(self.first.cut(name) for name in around if name):
+            if repair is None or not any(self.first.cut(name) for name in node.inputs if name):
                 continue
             for name, value in repair(node, self.first).items():
                 before = node.setting(name)
@@ -134,15 +132,6 @@ class _Surgeon:
                     set_attribute(self.emitter.node(node), name, value)
                     what = {"node": node.key, "attribute": name}
                     self.writer.changes.append(Change(what, before, value))
-
-    def _drop_zeros(self) -> None:
-        """Zeros of a shape that was right before: absent, they are as many as are needed."""
-        for node in self.graph.nodes:
-            for position in zero_inputs(node):
-                name = node.inputs[position]
-                cut = any(self.first.cut(made) for made in node.outputs if made)
-                if cut and name in self.graph.zeros:
-                    self.emitter.node(node).input[position] = ""
 
     def _dims(self) -> None:
         """New extents of every tensor that was cut, for value_info."""

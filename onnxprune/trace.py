@@ -237,7 +237,6 @@ class _Walk:
             name in self.graph.derived,
             self.env.values.get(name),
             self.given.get(name, ""),
-            name in self.graph.zeros,
             self.copies.get(name, ()),
         )
 

@@ -25,8 +25,8 @@ ORDER = tuple(
     graph runtime affines foldbn simplify feeds sequences fold prepare shapes standins data
     slots
     ops.view ops.registry ops.elementwise ops.conv ops.norm ops.linear ops.einsum ops.join
-    ops.movement ops.places ops.plain ops.pool ops.recurrent ops.reduce ops.contrib ops.heads
-    ops.rotary ops.attention ops
+    ops.movement ops.places ops.plain ops.pool ops.reduce ops.contrib ops.heads ops.rotary
+    ops.attention ops
     copies runs trace survivors groups shapefix analyse
     bounds.view bounds.layers bounds.pointwise bounds.space bounds
     layers norms moments calibrate pictures obs score select readers lossless

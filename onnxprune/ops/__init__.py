@@ -13,7 +13,6 @@ from onnxprune.ops import (
     places,
     plain,
     pool,
-    recurrent,
     reduce,
     rotary,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "places",
     "plain",
     "pool",
-    "recurrent",
     "reduce",
     "rotary",
 ]

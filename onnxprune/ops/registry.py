@@ -61,7 +61,6 @@ class Entry:
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 _MACS: dict[tuple[str, str], MacsFunction] = {}
 _REPAIRS: dict[tuple[str, str], RepairFunction] = {}
-_ZERO_IF_ABSENT: dict[tuple[str, str], tuple[int, ...]] = {}
 
 # Attributes that make a one-input operator look along an axis, or ignore its input's values.
 _AXIS_ATTRIBUTES = {"axis", "axes", "perm", "size", "k", "seed", "to_shape", "output_datatype"}
@@ -111,17 +110,6 @@ def repair(*names: str, domain: str = "") -> Callable[[RepairFunction], RepairFu
         return function
 
     return register
-
-
-def zero_if_absent(name: str, *positions: int, domain: str = "") -> None:
-    """Register optional inputs that mean 0 where they are absent."""
-    _ZERO_IF_ABSENT[domain, name] = positions
-
-
-def zero_inputs(node: Node) -> Sequence[int]:
-    """Positions of a node's optional inputs that are given and mean 0 where they are absent."""
-    found = _ZERO_IF_ABSENT.get((node.domain, node.op_type), ())
-    return [position for position in found if position < len(node.inputs)]
 
 
 def repair_of(node: Node) -> RepairFunction | None:

@@ -64,7 +64,6 @@ class Value:
         derived: Computed from constants alone; its fields are then those of its axes.
         array: The value itself where shape arithmetic or a small constant gives it.
         source: The input of the graph that it is, or is a rearrangement of; "" for anything else.
-        zero: It is computed and 0 throughout, by the way it is made.
         copies: Axes along which it may be as long as what it meets.
     """
 
@@ -74,7 +73,6 @@ class Value:
     derived: bool
     array: AnyArray | None
     source: str = ""
-    zero: bool = False
     copies: Sequence[Copies] = ()
 
     @property
