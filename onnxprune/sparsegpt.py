@@ -27,6 +27,7 @@ _GROWTH = 1.1  # of the stiffness, each round
 _ROUNDS_PER_INVERSE = 10
 _SWEEPS = 2
 _STEPS = 20  # of conjugate gradients
+_STEPS_TOGETHER = 60  # where outputs count together: that is a system of all weights at once
 _TINY = np.float32(1e-30)
 
 
@@ -86,8 +87,12 @@ def pruned(problem: Quadratic, pattern: Pattern, sparsity: float) -> Float64Arra
     return refined(scaled, found) / scale
 
 
-def refined(problem: Quadratic, weights: FloatArray, steps: int = _STEPS) -> Float64Array:
-    """The best values of the weights that are not zero, by conjugate gradients."""
+def refined(problem: Quadratic, weights: FloatArray, steps: int = 0) -> Float64Array:
+    """The best values of the weights that are not zero, by conjugate gradients.
+
+    ``steps`` of 0 are as many as it takes.
+    """
+    steps = steps or (_STEPS if problem.metric is None else _STEPS_TOGETHER)
     free = weights != 0
     found = np.array(weights, np.float64)
     # The error that is left is taken in float64 once; what makes up for it is small.

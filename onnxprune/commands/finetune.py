@@ -151,7 +151,10 @@ def finetune(
     val: Annotated[
         str,
         typer.Option(
-            "--val", metavar="SHARE|FILE.npz", help="Held out to judge by; the best epoch is kept."
+            "--val",
+            metavar="SHARE|FILE.npz",
+            help="Held out to judge by; the weights of the best epoch, or their mean over steps, "
+            "are kept.",
         ),
     ] = "0.1",
     trainer: Annotated[

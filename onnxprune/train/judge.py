@@ -76,10 +76,18 @@ class Judge:
         )
         return found
 
-    def rank(self, epoch: Epoch) -> tuple[float, float]:
-        """The higher the better: right classes first where labels say so, then the loss."""
-        loss = -epoch.held_out if math.isfinite(epoch.held_out) else -math.inf
-        return (epoch.metric, loss) if self.measure == "top1" else (loss, 0.0)
+    def better(self, one: Epoch, than: Epoch) -> bool:
+        """Whether weights did better: by right classes as far as labels tell them apart, then loss.
+
+        Of few samples a class more or less is chance: shares count from one standard error on.
+        """
+        if self.measure == "top1":
+            mean = (one.metric + than.metric) / 2
+            chance = math.sqrt(max(mean * (1 - mean), 0.0) / max(1, len(self.samples)))
+            if abs(one.metric - than.metric) > chance:
+                return one.metric > than.metric
+        first, second = (math.inf if math.isnan(e.held_out) else e.held_out for e in (one, than))
+        return first < second
 
     def short(self, epoch: Epoch) -> str:
         """Its figures for a progress line."""

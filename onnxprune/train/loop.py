@@ -190,7 +190,7 @@ class Loop:
         mean = self.average.values
         if mean is not None:
             other = replace(self.course.judge.epoch(mean), averaged=True)
-            if self.course.judge.rank(other) > self.course.judge.rank(judged):
+            if self.course.judge.better(other, judged):
                 judged, weights = other, mean
         with uninterrupted():  # figures of an epoch are taken over all together
             self._take_over(judged, weights)
@@ -201,7 +201,7 @@ class Loop:
         spent = time.monotonic() - self._begun
         self.history.append(replace(judged, number=number, loss=loss, seconds=spent))
         # Only a strict gain counts: weights that came in stay where training brings nothing.
-        ahead = self.course.judge.rank(judged) > self.course.judge.rank(self._held())
+        ahead = self.course.judge.better(judged, self._held())
         if ahead or self.course.penalised:
             self.best = {name: np.array(one) for name, one in weights.items()}
             self.best_epoch = number

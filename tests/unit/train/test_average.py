@@ -61,7 +61,7 @@ def test_it_is_a_mean_that_forgets_and_keeps_zeros() -> None:
 
 
 def test_weights_that_swing_are_kept_as_their_mean() -> None:
-    _, report = tuned(trainer=Shakes(2.0))
+    _, report = tuned(trainer=Shakes(0.5))
     best = report.tuned.epochs[report.tuned.best]
     assert report.tuned.best > 0
     assert best.averaged
