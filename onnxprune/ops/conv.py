@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 import numpy as np
 
 from onnxprune import fields
-from onnxprune.effects import Consumes, Effect, Freeze, Produces, Rows, Tie
+from onnxprune.effects import Consumes, Effect, Freeze, Later, Produces, Rows, Tie
 from onnxprune.graph import Node
 from onnxprune.ops.elementwise import parameter
 from onnxprune.ops.registry import Kept, macs, repair, rule
@@ -31,7 +31,9 @@ def conv(op: OpView) -> Iterator[Effect]:
     width = op.x.shape[_CHANNEL]
     if made is None:
         made = np.zeros(weight.shape[0], np.int64)
-    if group == 1:
+    if _shared(op.x):
+        yield Produces(made)
+    elif group == 1:
         yield Produces(made)
         yield from _dense(op, read, weight, 1)
     elif group == width:
@@ -51,7 +53,8 @@ def conv_transpose(op: OpView) -> Iterator[Effect]:
         return
     read = yield from _channels(op, op.x)
     if group == 1:
-        yield from _dense(op, read, weight, 0)
+        if not _shared(op.x):
+            yield from _dense(op, read, weight, 0)
         made, effects = axis_slots(weight, 1)
         yield from effects
         if made is None:
@@ -77,11 +80,18 @@ def _channels(op: OpView, x: Value) -> Generator[Effect, None, IntArray | None]:
         if f.shape[_CHANNEL] == 1 and any(a > 1 for a in fields.varying(f)):
             yield from op.freeze_fields([f], "slides over an axis that would be cut", x.name)
     if len(found) != 1:
-        yield from op.freeze_fields(found, "reads channels that two cuts share", x.name)
+        # Some of several cuts may turn out to be frozen; if none is, the first remains.
+        for f in found[1:]:
+            yield Later(Freeze(f, op.reason("reads channels that two cuts share", x.name)))
         return None
     head, effects = collapse(found[0], [a for a in range(rank) if a != _CHANNEL])
     yield from effects
     return head.reshape(-1)
+
+
+def _shared(x: Value) -> bool:
+    """Whether several cuts run through the channels: all but one will be frozen."""
+    return len(x.on(_CHANNEL)) > 1
 
 
 def _dense(op: OpView, read: IntArray | None, weight: Value, axis: int) -> Iterator[Effect]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune.analyse import analyse
@@ -13,6 +14,7 @@ from tests.unit.ops.models import (
     halved,
     model,
     overridable,
+    reason,
     units,
 )
 
@@ -158,4 +160,20 @@ def test_two_and_three_groups_on_one_stream_of_six_leave_equal_counts_in_every_g
     """Rows of 2 + 1 and of 1 + 1 + 1 cells: what goes by the size of a cell differs."""
     middle = "d = Conv<group=2>(a, u) m = Conv<group=3>(d, v)"
     found = between_convs(middle, reads=12, u=(6, 4, 1, 1), v=(12, 2, 1, 1))
+    assert_exact(found)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_conv_that_reads_a_product_of_two_cuts_lets_one_of_them_go(group: int) -> None:
+    """Heads of queries that share their keys: whole heads go, or dimensions, not both."""
+    middle = """b = Conv(x, w3) p = Reshape(a, s1) q = Reshape(b, s2) o = Mul(p, q)
+        m = Reshape(o, s3)"""
+    shapes = {"s1": [2, 8, 1, 8, 8], "s2": [2, 1, 6, 8, 8], "s3": [2, 48, 8, 8]}
+    given = {name: np.array(shape) for name, shape in shapes.items()}
+    found = between_convs(middle, reads=48 // group, w3=(6, 3, 1, 1), **given)
+    if group > 1:
+        found.proto.graph.node[-1].attribute.append(onnx.helper.make_attribute("group", group))
+    graph = analyse(found)
+    assert [group.name for group in graph.prunable] == ["w1"]
+    assert "reads channels that two cuts share" in reason(graph, "w3")
     assert_exact(found)
