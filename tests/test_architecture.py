@@ -32,8 +32,8 @@ ORDER = tuple(
     extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
     shown activations sites affine carried bases products problem unfuse restore
-    compensate expand
-    alignment cost density budget aim planning iterate latency_target recipe impose valued
+    compensate recentre expand
+    alignment cost density budget aim planning unseen iterate latency_target recipe impose valued
     drift verify tidy
     quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
     quantize.int8 quantize.convert
