@@ -117,7 +117,7 @@ class Absorber:
         """A new constant along the last axis, or the channels, of a node's output, cut as that."""
         output = node.outputs[0]
         rank = len(self._shape(output))
-        axis = 1 if node.op_type in ("Conv", "ConvTranspose") else rank - 1
+        axis = rank - 1 if node.op_type in ("Gemm", "MatMul") else 1
         alive = self.first.alive(output, axis)
         left = (
             values if alive is None else fields.take(values, values.ndim - 1, np.flatnonzero(alive))

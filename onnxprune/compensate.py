@@ -38,7 +38,7 @@ def absorptions(plan: PruningPlan, known: Mapping[str, Spread]) -> Iterator[Abso
     survivors = Survivors(plan.graph.tracer.traces[0], plan.graph.dead(plan.keep))
     env = plan.graph.envs[0]
     for node in graph.nodes:
-        layer = _layer(graph, node)
+        layer = layer_with_bias(graph, node)
         data = None if layer is None else known.get(layer.data)
         if layer is None or data is None:
             continue
@@ -57,7 +57,7 @@ def absorptions(plan: PruningPlan, known: Mapping[str, Spread]) -> Iterator[Abso
             yield Absorption(node.index, bias=bias)
 
 
-def _layer(graph: Graph, node: Node) -> Layer | None:
+def layer_with_bias(graph: Graph, node: Node) -> Layer | None:
     """The layer that a node is, where its bias can take up a mean."""
     if node.op_type not in _TAKES_A_BIAS or node.domain or len(node.inputs) < 2:
         return None

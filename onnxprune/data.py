@@ -6,7 +6,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import overload
@@ -43,6 +43,17 @@ class Data:
     def probes(self) -> tuple[Batch, ...]:
         """First and last batch: enough to test exactness, and two sizes wherever there are two."""
         return (self.batches[0], self.batches[-1]) if len(self.batches) > 1 else (self.batches[0],)
+
+    def halves(self) -> tuple[Data, Data]:
+        """The first half of the batches and the rest; twice all of it where there is one batch."""
+        half = (len(self.batches) + 1) // 2
+        parts = [self.batches[:half], self.batches[half:] or self.batches]
+        counts = [sum(next(iter(batch.values())).shape[0] for batch in part) for part in parts]
+        first, rest = (
+            replace(self, batches=part, samples=count)
+            for part, count in zip(parts, counts, strict=True)
+        )
+        return first, rest
 
 
 AnyData = Data | Path | str | Mapping[str, AnyArray]

@@ -50,7 +50,10 @@ def drawable(graph: Graph) -> bool:
 
 
 def pictures(
-    graph: Graph, shapes: Mapping[str, Shape], macs: int = 0, seed: int = 0
+    graph: Graph,
+    shapes: Mapping[str, Shape],
+    macs: int = 0,
+    seed: int = 0,
 ) -> Data | None:
     """Pictures for a model, scaled to what its BatchNormalizations saw in training.
 
@@ -84,7 +87,8 @@ def pictures(
     label = f"random pictures, seed {seed}"
     if frame.value.dtype.kind == "u":
         return _data(frame, plain, _RANGES[-1], label)
-    fits = [_misfit(graph, _data(frame, plain[:_FEWEST], bounds, label)) for bounds in _RANGES]
+    some = plain[: max(_FEWEST, len(plain) // 2)]
+    fits = [_misfit(graph, _data(frame, some, bounds, label)) for bounds in _RANGES]
     return _data(frame, plain, _RANGES[int(np.argmin(fits))], label)
 
 
@@ -95,12 +99,14 @@ class _Frame:
     Attributes:
         value: The input.
         batch: Pictures in one run.
+        fixed: The model takes just so many.
         colours, height, width: Of one picture.
         last: Colours are the last axis.
     """
 
     value: Input
     batch: int
+    fixed: bool
     colours: int
     height: int
     width: int
@@ -116,7 +122,7 @@ class _Frame:
         if colours not in _COLOURS or min(height, width) < _SMALLEST:
             return None
         fixed = value.dims is not None and (value.dims[0] or 0) > 0
-        return cls(value, shape[0] if fixed else _BATCH, colours, height, width, last)
+        return cls(value, shape[0] if fixed else _BATCH, fixed, colours, height, width, last)
 
     @property
     def pixels(self) -> int:
@@ -125,7 +131,8 @@ class _Frame:
 
     def drawn(self, most: int, rng: np.random.Generator) -> Float64Array:
         """Pictures of mean 0 and variance 1, shape (pictures, colours, height, width)."""
-        count = max(most // self.batch, 1) * self.batch
+        whole = self.fixed or most > self.batch
+        count = max(most // self.batch, 1) * self.batch if whole else most
         half = count // 2
         size = (self.colours, self.height, self.width)
         made = np.concatenate([_leaves(half, *size, rng), _clouds(count - half, *size, rng)])
@@ -142,9 +149,8 @@ def _data(frame: _Frame, plain: Float64Array, bounds: tuple[float, float], label
         scaled = np.clip(np.round(scaled), 0, 255)
     turned = scaled.transpose(0, 2, 3, 1) if frame.last else scaled
     array = np.ascontiguousarray(turned.astype(frame.value.dtype))
-    batches = [
-        {frame.value.name: array[at : at + frame.batch]} for at in range(0, len(array), frame.batch)
-    ]
+    step = frame.batch if frame.fixed else min(frame.batch, -(-len(array) // 2))
+    batches = [{frame.value.name: array[at : at + step]} for at in range(0, len(array), step)]
     return Data(batches, label, random=True, samples=len(array))
 
 

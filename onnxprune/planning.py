@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -125,6 +125,11 @@ class Planner:
         return aim(
             self.graph, self.wish.targets, lambda ratio: self._cut(values, ratio), self.left
         ).plan
+
+    def within(self, scope: str) -> Planner:
+        """The same planner, in another scope."""
+        wish = self.wish
+        return self if scope == wish.where else replace(self, wish=replace(wish, scope=scope))
 
     def left(self, keep: Keep) -> Mapping[str, float]:
         """Share that a plan leaves of each cost."""
@@ -273,6 +278,38 @@ class Judge:
             errors.append(error / max(scale, 1e-30))
         return float(np.mean(errors)) if errors else 0.0
 
+    def unlike(self, model: Model) -> float:
+        """How little the outputs still tell the samples apart as they did, 0 to 2.
+
+        1 less the correlation over the samples, in the mean over the elements of each output and
+        over the outputs: what is shifted or scaled as a whole counts as the same.
+        """
+        return self._apart(model, lambda rows: (rows - rows.mean(axis=0)).T)
+
+    def turned(self, model: Model) -> float:
+        """How far the outputs of each sample point elsewhere, 0 to 2.
+
+        1 less the cosine, in the mean over the samples and the outputs.
+        """
+        return self._apart(model, lambda rows: rows)
+
+    def _apart(self, model: Model, seen: Callable[[Float64Array], Float64Array]) -> float:
+        """1 less the cosine between rows of what is seen of both, of those that are not zero."""
+        found = self._outputs(model)
+        errors = []
+        for name in self.expected[0]:
+            if self.expected[0][name].dtype.kind not in "fV":
+                continue
+            first, second = (_rows([one[name] for one in each]) for each in (self.expected, found))
+            if first.shape != second.shape:
+                continue
+            a, b = seen(first), seen(second)
+            square = np.square(a).sum(axis=1)
+            both = (a * b).sum(axis=1) / np.sqrt(square * np.square(b).sum(axis=1) + _TINY)
+            known = square > _ROUNDING * max(float(square.max(initial=0.0)), _TINY)
+            errors.append(1 - float(both[known].mean()) if known.any() else 0.0)
+        return float(np.mean(errors)) if errors else 0.0
+
     def weighed(self, values: Importance) -> Importance:
         """The same ranking in each group, groups scaled by what cutting a part of each does."""
         whole = {group.id: np.arange(group.size) for group in self.graph.prunable}
@@ -308,6 +345,14 @@ def _some(data: Data, past: int = 0, most: int = _JUDGED_ON) -> Data | None:
         if samples >= most:
             break
     return replace(data, batches=tuple(batches), samples=samples) if batches else None
+
+
+def _rows(batches: Sequence[AnyArray]) -> Float64Array:
+    """Samples in rows; one row for each batch where the first axis does not hold samples."""
+    whole = any(not one.ndim or one.shape[1:] != batches[0].shape[1:] for one in batches)
+    if whole and len({one.size for one in batches}) > 1:
+        return np.zeros((0, 0))
+    return np.concatenate([_real(one).reshape(1 if whole else len(one), -1) for one in batches])
 
 
 def _real(array: AnyArray) -> Float64Array:

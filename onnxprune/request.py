@@ -30,6 +30,7 @@ from onnxprune.rewrite import operate
 from onnxprune.score import Scorer
 from onnxprune.select import PruningPlan
 from onnxprune.types import Latency, Limits, Shape
+from onnxprune.unseen import Ranking, best_unseen
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
 # What widths are rounded to for a target where nothing is asked for; the first that reaches it.
@@ -84,6 +85,8 @@ class Request:
     fold_bn: bool = False
     simplify: bool = False
     quantize: QuantizeOptions | None = None
+    any_width: bool = False  # several roundings are tried, and rankings compared without
+    rankings: dict[float, Ranking | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tidying(self) -> tuple[bool, bool]:
@@ -186,7 +189,8 @@ class Request:
         beyond: TargetError | None = None
         for rounding in self._roundings:
             try:
-                asked = self if rounding == self.rounding else replace(self, round_to=rounding)
+                tried_in_turn = len(self._roundings) > 1
+                asked = replace(self, round_to=rounding, any_width=True) if tried_in_turn else self
                 chosen = asked.plan(graph, data, clock)
             except TargetError as error:
                 beyond = error
@@ -265,6 +269,13 @@ class Request:
             best = planner.best_restored if refitted else planner.best
             with clock.stage("score"):
                 return best(self.seed)
+        if self.importance == "auto" and not calibrating and self.allowance is None:
+            with clock.stage("score"):
+                taken = self._unseen(planner, step, data)
+                if taken is not None:
+                    planner = planner.within(taken.scope)
+                    values = planner.scored(taken.method, self.seed)
+                    return planner.plan(values), taken.method, taken.why
         with clock.stage("score"):
             values = planner.scored(self.importance, self.seed)
         if self.allowance is not None:
@@ -275,6 +286,16 @@ class Request:
             planner = replace(planner, wish=wish)
         with clock.stage("select"):
             return planner.plan(values), values.method, values.why
+
+    def _unseen(self, planner: Planner, step: Step, data: Data | None) -> Ranking | None:
+        """The ranking that pictures prefer; found once, whatever widths are rounded to."""
+        if step.share not in self.rankings:
+            wish = replace(planner.wish, round_to=1) if self.any_width else planner.wish
+            restored = self.restoring(data) != "none"
+            self.rankings[step.share] = best_unseen(
+                replace(planner, wish=wish), self.seed, restored=restored
+            )
+        return self.rankings[step.share]
 
     def _may_cut_dims(self, graph: DependencyGraph, data: Data | None) -> bool:
         """Whether a refit can tell if heads should rather go whole or lose dimensions."""

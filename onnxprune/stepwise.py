@@ -100,6 +100,12 @@ class Stepwise:
                     self._held -= sum(_in_memory(value) for value in values)
         return found
 
+    def put(self, name: str, values: Values) -> None:
+        """Let later nodes read other values of a tensor; nothing where none of them reads it."""
+        if name in self._live:
+            self._held -= sum(_in_memory(value) for value in self._live[name])
+            self._live[name] = [self._stored(value) for value in values]
+
     def _run(self, nodes: Sequence[Node], keep: Sequence[str]) -> None:
         # Nodes that nothing kept depends on would ask for tensors that are gone.
         needed, chosen = set(keep), []

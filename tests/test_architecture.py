@@ -34,9 +34,9 @@ ORDER = tuple(
     extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
     shown activations weighed sites affine carried bases products problem unfuse restore
-    compensate expand
-    alignment cost density budget aim planning iterate latency_target recipe recording replay
-    impose valued drift verify tidy
+    compensate recentre expand
+    alignment cost density budget aim planning unseen iterate latency_target recipe recording
+    replay impose valued drift verify tidy
     quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration
     quantize.asked quantize.int8 quantize.convert
     gauges cluster jobs restored_twin suffix sensitivity curves sweep

@@ -1,0 +1,127 @@
+"""The best of several rankings where there is no data: by what made-up pictures say.
+
+No ranking by weights is the best one everywhere. Which of them moves the outputs of made-up
+pictures least is also, or nearly, the one that costs the least accuracy on real ones. Rankings that
+are measured on such pictures are not among them: they suit the pictures, not what the model is for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from onnxprune.cost import stats
+from onnxprune.data import Data
+from onnxprune.errors import TargetError, VerificationError
+from onnxprune.groups import DependencyGraph
+from onnxprune.norms import is_bn_scale
+from onnxprune.pictures import drawable, pictures
+from onnxprune.planning import Judge, Planner
+from onnxprune.recentre import recentred
+from onnxprune.rewrite import operate
+from onnxprune.score import Importance
+
+_log = logging.getLogger(__name__)
+# Ranking and, for targets, scope, the most useful ones first.
+_ACROSS = (
+    ("path", "global"),
+    ("reader", "isomorphic"),
+    ("path", "isomorphic"),
+    ("lamp", "global"),
+    ("reader", "global"),
+    ("bn_l1", "isomorphic"),
+    ("l1", "isomorphic"),
+)
+_WITHIN = ("path", "reader", "l2", "bn_l1", "bn_scale", "l1")  # one ratio for every group
+_MOST_FITTED = 1 << 36  # multiply-accumulates of one run of each cut on all pictures, with biases
+_FEW = 3  # of them, where all would cost too much
+_BY_SCALES = ("bn_l1", "bn_scale")  # which need BatchNormalization
+
+
+def unseen_why(graph: DependencyGraph) -> str:
+    """Why pictures cannot tell which ranking is best; "" where they can."""
+    if not drawable(graph.graph):
+        return "the model takes no picture to compare others on"
+    if _pictures(graph, _FEW, 0) is None:
+        return "the model is too dear to compare others on made-up pictures"
+    return ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A ranking that was taken, in what scope, and why in words."""
+
+    method: str
+    scope: str
+    why: str
+
+
+def best_unseen(planner: Planner, seed: int, *, restored: bool = False) -> Ranking | None:
+    """The ranking by weights whose cut stays nearest to the original on made-up pictures.
+
+    Args:
+        planner: Knows what is wanted.
+        seed: Of the pictures.
+        restored: The cut will be made up for: cuts are compared with biases fitted to half of the
+            pictures, on the others, where the model is not too dear for that.
+
+    Returns:
+        What was taken; None where there are no pictures.
+
+    Raises:
+        TargetError: A target is out of reach.
+    """
+    tried = _candidates(planner)
+    drawn = _pictures(planner.graph, len(tried), seed)
+    if drawn is None:
+        tried = tried[:_FEW]
+        drawn = _pictures(planner.graph, len(tried), seed)
+    if drawn is None:
+        return None
+    cheap = stats(planner.graph).macs * len(tried) * drawn.samples <= _MOST_FITTED
+    fitted, shown = drawn.halves() if restored and cheap else (None, drawn)
+    judge = Judge(planner.graph, shown)
+    known: dict[str, Importance] = {}
+    found: list[tuple[float, Ranking]] = []
+    beyond: TargetError | None = None
+    for method, scope in tried:
+        if method not in known:
+            known[method] = planner.scored(method, seed)
+        try:
+            plan = planner.within(scope).plan(known[method])
+        except TargetError as error:  # another scope may take more of a group
+            beyond = beyond or error
+            continue
+        if fitted is None:
+            moved = judge.drift(operate(plan).model)
+        else:
+            moved = judge.turned(operate(recentred(plan, fitted)).model)
+        found.append((moved, Ranking(method, scope, "")))
+    if not found and beyond is not None:
+        raise beyond
+    least, taken = min(found, key=lambda one: one[0])
+    said = "moves the outputs of made-up pictures least" if fitted is None else (
+        "with fitted biases turns the outputs of made-up pictures least"
+    )  # fmt: skip
+    return replace(taken, why=f"{said} of {len(found)} rankings: {least:.3g}; scope {taken.scope}")
+
+
+def _candidates(planner: Planner) -> list[tuple[str, str]]:
+    """Rankings to try, and the scope of each."""
+    wish, graph = planner.wish, planner.graph
+    if wish.targets and wish.scope is None:
+        asked = list(_ACROSS)
+    else:
+        asked = [(method, wish.where) for method in _WITHIN]
+    scaled = any(is_bn_scale(axis) for group in graph.prunable for axis in group.parameters)
+    return [one for one in asked if scaled or one[0] not in _BY_SCALES]
+
+
+def _pictures(graph: DependencyGraph, cuts: int, seed: int) -> Data | None:
+    """Pictures to run the original and some cuts on; None where there are none."""
+    try:
+        cost = stats(graph).macs * (cuts + 1)
+        return pictures(graph.graph, graph.stand_ins, cost, seed)
+    except VerificationError as error:
+        _log.info("no made-up pictures: %s", error)
+        return None
