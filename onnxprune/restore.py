@@ -110,7 +110,6 @@ class _Refit:
         self.rng = rng
         self.written = prepare(pruned)
         self.left: set[str] = set()  # layers whose weights stay
-        self._weighing: Weighing | None = None
         carried = Carried(plan, self.original, self.survivors)
         finders: tuple[Streams | Products, ...] = (Streams(carried), Products(carried))
         sought = [[s for s in one.candidates() if s.group.id not in plain] for one in finders]
@@ -252,11 +251,9 @@ class _Refit:
         channels = wanted[0].shape[1]
         if max(channels, self._value(second, site.shown.leaf)[0].size) > _MOST_WEIGHED:
             return None
-        if self._weighing is None:  # layers further on are still what they were
-            self._weighing = Weighing(
-                self.work, self.survivors.trace.env.shape, lambda name: self._value(second, name)
-            )
-        weighing = self._weighing
+        weighing = Weighing(
+            self.work, self.survivors.trace.env.shape, lambda name: self._value(second, name)
+        )
         if behind is None:
             return weighing.of(site.goal, channels)
         total = wanted if added is None else map(np.add, wanted, added)

@@ -1,10 +1,9 @@
 """How errors of a tensor's channels count to the layers that read it, alone and together.
 
 A layer that reads x with weights W makes of an error e the error W e: what counts is eᵀ Wᵀ W e, and
-errors of channels that cancel there are none. Errors of W e in turn count as what reads them weighs
-them, partly: what is far off is a guess. Sums pass on what is added to them, so a stream is weighed
-by all layers that read it further on. Between a tensor and its readers an activation lets errors
-through by its slope, a depthwise convolution channel by channel, a pool by their mean.
+errors of channels that cancel there are none. Sums pass on what is added to them, so a stream
+is weighed by all layers that read it further on. Between a tensor and its readers an activation
+lets errors through by its slope, a depthwise convolution channel by channel, a pool by their mean.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from onnxprune.types import AnyArray, Float32Array, Float64Array, Shape
 
 _APART = 0.3  # how little slopes and gates of two channels that nobody looked at have in common
 _SINGLE = 0.1  # share of the weight that each channel's own error has in any case
-_NEAR = 0.5  # the same of what a layer makes, where it is looked at from in front of that layer
-_MEANS = {"GlobalAveragePool", "ReduceMean"}
 _STEP = 1e-2  # of the differences that slopes are taken by
 _PASSED = set(
     """
@@ -34,29 +31,20 @@ _PASSED = set(
 
 @dataclass
 class Weighing:
-    """What errors of tensors with their channels along axis 1 count, found from the end.
+    """A walk from a tensor to all that reads its channels, which lie along axis 1.
 
     Attributes:
-        graph: Where they are read.
+        graph: Where it is read.
         shape: Shape of a tensor by its name, None where that is not known; channels that were cut
             may be counted, if everywhere.
         value: Value of a constant by its name.
-        most: Channels of a tensor that are weighed together.
     """
 
     graph: Graph
     shape: Callable[[str], Shape | None]
     value: Callable[[str], AnyArray]
-    most: int = 1536
-    _found: dict[str, list[Float64Array]] = field(default_factory=dict, init=False, repr=False)
-    _others: dict[str, int] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in self.graph.outputs:
-            self._others[name] = 1
-        for node in reversed(self.graph.nodes):
-            if node.key not in self.graph.derived:
-                self._node(node)
+    _total: Float64Array = field(init=False, repr=False)
+    _others: int = field(default=0, init=False)
 
     def of(
         self, name: str, channels: int, slopes: Float64Array | None = None, behind: str = ""
@@ -73,92 +61,52 @@ class Weighing:
         Returns:
             Shape (channels, channels); None where no layer is known to read it.
         """
-        found = self._metric(behind or name)
-        if found is None or len(found) != channels or not np.isfinite(found).all():
+        self._total, self._others = np.zeros((channels, channels)), 0
+        first = np.ones((channels, channels)) if slopes is None else slopes
+        carried: dict[str, Float64Array] = {behind or name: first}
+        for node in self.graph.nodes:
+            read = [one for one in dict.fromkeys(node.inputs) if one in carried]
+            if read and node.key not in self.graph.derived:
+                self._node(node, read, carried)
+        self._others += sum(one in carried for one in self.graph.outputs)
+        size = float(np.diagonal(self._total).mean())
+        if not size > 0 or not np.isfinite(self._total).all():
             return None
-        found = found if slopes is None else found * slopes
-        size = float(np.diagonal(found).mean())
-        return self._blended(found / size, _SINGLE) if size > 0 else None
+        alone = np.eye(channels)
+        found = self._total / size + self._others * alone
+        found *= (1 - _SINGLE) / float(np.diagonal(found).mean())
+        return np.asarray(found + _SINGLE * alone, np.float64)
 
-    @staticmethod
-    def _blended(metric: Float64Array, share: float) -> Float64Array:
-        """With a share of the weight that each channel has alone."""
-        alone = float(np.diagonal(metric).mean()) * np.eye(len(metric))
-        return np.asarray((1 - share) * metric + share * alone, np.float64)
-
-    def _metric(self, name: str) -> Float64Array | None:
-        """What is known of a tensor, in units of the outputs; None for each channel alone."""
-        known = self._found.get(name)
-        if not known:
-            return None
-        total = np.sum(known, axis=0)
-        alone = float(np.diagonal(total).mean()) * np.eye(len(total))
-        return np.asarray(total + self._others.get(name, 0) * alone, np.float64)
-
-    def _node(self, node: Node) -> None:
-        """Add to what a node reads what it makes of errors there."""
-        made = node.outputs[0] if node.outputs else ""
-        metric = self._metric(made)
-        for name in dict.fromkeys(one for one in node.inputs if one):
-            if name in self.graph.derived or self.shape(name) is None:
-                continue
-            found: Float64Array | None = None
-            passed = False
-            if node.op_type in ("Conv", "Gemm") and not node.domain:
-                found = self._layer(node, metric) if name == node.inputs[0] else None
-            elif not node.domain and self._alike(name, made):
-                found, passed = self._through(node, metric)
-            if found is not None:
-                self._found.setdefault(name, []).append(found)
-            elif not passed or made in self._others:
-                self._others[name] = self._others.get(name, 0) + 1
-
-    def _layer(self, node: Node, metric: Float64Array | None) -> Float64Array | None:
-        """Wᵀ M W of a layer, M partly of each output alone: what is further on is a guess."""
-        taps = self._taps(node)
-        if taps is None or taps.shape[1] > self.most:
-            return None
-        outputs, channels, _ = taps.shape
-        if node.op_type == "Conv" and node.int("group", 1) > 1:
-            each = np.einsum("oit,pit->op", taps, taps)
-            alone = np.eye(outputs) if metric is None else metric
-            return np.asarray(each * alone, np.float64)
-        flat = taps.swapaxes(1, 2)  # (outputs, taps, channels)
-        if metric is None or len(metric) != outputs:
-            seen = flat
+    def _node(self, node: Node, read: list[str], carried: dict[str, Float64Array]) -> None:
+        """Weigh what a node reads, or carry it on to what it makes."""
+        kernel = np.sum([carried[name] for name in read], axis=0)
+        if node.op_type in ("Conv", "Gemm") and read == [node.inputs[0]] and not node.domain:
+            taps = self._taps(node, len(kernel))
+            if taps is not None and taps.shape[1] == len(kernel):
+                flat = taps.swapaxes(1, 2).reshape(-1, len(kernel))
+                self._total += kernel * (flat.T @ flat)
+                return
+            on = None if taps is None else kernel * np.einsum("oit,pit->op", taps, taps)
         else:
-            root = np.linalg.cholesky(self._blended(metric, _NEAR))
-            seen = np.tensordot(root, flat, axes=(0, 0))
-        rows = seen.reshape(-1, channels)
-        return np.asarray(rows.T @ rows, np.float64)
+            on = self._passed(node, read[0], kernel)
+        if on is None:
+            self._others += 1
+        else:
+            made = node.outputs[0]
+            carried[made] = carried[made] + on if made in carried else on
 
-    def _through(self, node: Node, metric: Float64Array | None) -> tuple[Float64Array | None, bool]:
-        """What goes through a node channel by channel, and whether they stay apart at all."""
+    def _passed(self, node: Node, read: str, kernel: Float64Array) -> Float64Array | None:
+        """What goes through a node channel by channel; None where they do not stay apart."""
+        if node.domain or not self._alike(read, node.outputs[0]):
+            return None
         if node.op_type == "BatchNormalization":
             scale = self._scale(node)
-            if metric is None or scale.size != len(metric):
-                return (np.diag(np.square(scale)) if scale.size else None), False
-            return metric * np.outer(scale, scale), True
+            return kernel * np.outer(scale, scale) if scale.size == len(kernel) else None
         if node.op_type in _PASSED:
-            metric = self._gathered(node, metric)
-            if metric is not None and node.op_type in _MEANS:
-                metric = metric / max(1, int(np.prod((self.shape(node.inputs[0]) or ())[2:])))
-            return metric, True
+            return kernel
         if node.op_type in POINTWISE:
-            if metric is not None:
-                metric = metric * (1 - _APART + _APART * np.eye(len(metric)))
-            return metric, True
-        return None, False
-
-    def _gathered(self, node: Node, metric: Float64Array | None) -> Float64Array | None:
-        """The metric of channels, where positions of each are laid out behind one another."""
-        before, after = self.shape(node.inputs[0]) or (), self.shape(node.outputs[0]) or ()
-        apart = after[1] // max(1, before[1])
-        if metric is None or apart == 1:
-            return metric
-        channels = len(metric) // apart
-        whole = metric.reshape(channels, apart, channels, apart)
-        return np.asarray(np.einsum("irjr->ij", whole), np.float64)
+            return kernel * (1 - _APART + _APART * np.eye(len(kernel)))
+        return None
 
     def _alike(self, read: str, made: str) -> bool:
         """Whether channels stay where they are, or are laid out position by position."""
@@ -172,19 +120,31 @@ class Weighing:
         shown = shown_behind(self.graph, name) if name in self.graph.derived else None
         return None if shown is None else shown.forth(self.value(shown.leaf), self.value)
 
-    def _taps(self, node: Node) -> Float64Array | None:
+    def _taps(self, node: Node, channels: int) -> Float64Array | None:
         """Weights by output, channel and the rest, one channel where each goes its own way."""
-        weight, read = self._constant(node.inputs[1]), self.shape(node.inputs[0])
-        if weight is None or read is None:
+        weight = self._constant(node.inputs[1])
+        if weight is None:
             return None
         taps = np.asarray(weight, np.float64)
         if node.op_type == "Gemm":
             taps = taps if node.int("transB", 0) else taps.T
-            known = not node.int("transA", 0)
-            return taps.reshape(*taps.shape, 1) if known else None
+            known = not node.int("transA", 0) and taps.shape[1] % channels == 0
+            return taps.reshape(len(taps), channels, -1) if known else None
         group = node.int("group", 1)
-        known = group == 1 or (taps.shape[1] == 1 and group == len(taps))
+        if group == 1:
+            taps = taps * self._behind(node, len(taps))
+        known = taps.shape[1] == channels if group == 1 else group == channels == len(taps)
         return taps.reshape(*taps.shape[:2], -1) if known else None
+
+    def _behind(self, node: Node, outputs: int) -> Float64Array:
+        """Scale of each output by a norm that alone reads a convolution, shape (outputs, 1 …)."""
+        scale = np.ones(outputs)
+        readers = self.graph.consumers.get(node.outputs[0], [])
+        if len(readers) == 1 and readers[0][0].op_type == "BatchNormalization":
+            found = self._scale(readers[0][0])
+            scale = found if found.size == outputs else scale
+        rank = len(self.shape(node.outputs[0]) or ()) or 4
+        return scale.reshape(-1, *[1] * (rank - 1))
 
     def _scale(self, norm: Node) -> Float64Array:
         gamma, variance = (self._constant(norm.inputs[at]) for at in (1, 4))
