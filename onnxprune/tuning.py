@@ -116,8 +116,7 @@ def finetune(
         progress: Called with a line on how it stands.
 
     Returns:
-        The model of the epoch that was best on the samples held out, with its weights or with their
-        running mean over steps, and the report.
+        The model of the epoch that was best on the samples held out, and the report.
 
     Raises:
         UsageError: An option, a file of data or an output path cannot be used.

@@ -193,7 +193,6 @@ class Epoch:
         metric: Share of the held-out samples with the right class, or the teacher's; NaN where
             there are no classes.
         seconds: Wall-clock time.
-        averaged: The figures are those of the weights' mean over steps, which were better.
     """
 
     number: int
@@ -201,7 +200,6 @@ class Epoch:
     held_out: float
     metric: float
     seconds: float
-    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

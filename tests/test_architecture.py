@@ -59,9 +59,8 @@ ORDER = tuple(
     train.torch_ops.recurrent train.torch_ops.control train.torch_ops
     train.torch_graph train.torch_trainer
     train.backends train.batching train.zeros
-    train.classes train.objective train.samples train.given train.gradcheck
-    train.schedule train.average train.checkpoint train.interrupts train.judge train.loop
-    train.session tuning rounds
+    train.classes train.objective train.samples train.given train.gradcheck train.schedule
+    train.checkpoint train.interrupts train.judge train.loop train.session tuning rounds
     terminal
     commands commands.options commands.finetune commands.training
     commands.inspect commands.shrink commands.sparsify commands.quantize

@@ -153,8 +153,7 @@ def finetune(
         typer.Option(
             "--val",
             metavar="SHARE|FILE.npz",
-            help="Held out to judge by; the weights of the best epoch, or their mean over steps, "
-            "are kept.",
+            help="Held out to judge by; the best epoch is kept.",
         ),
     ] = "0.1",
     trainer: Annotated[

@@ -397,7 +397,6 @@ def _tuned(found: Tuned) -> TunedJson:
                 held_out=_finite(one.held_out),
                 metric=_finite(one.metric),
                 seconds=round(one.seconds, 2),
-                averaged=one.averaged,
             )
             for one in found.epochs
         ],

@@ -300,17 +300,13 @@ class NextJson(_Part):
 
 
 class EpochJson(_Part):
-    """One epoch; number 0 is the state before the first, which has no loss of its own.
-
-    ``averaged``: the figures are those of the weights' mean over steps, which were better.
-    """
+    """One epoch; number 0 is the state before the first, which has no loss of its own."""
 
     number: int
     loss: float | None
     held_out: float | None
     metric: float | None
     seconds: float
-    averaged: bool
 
 
 class TunedJson(_Part):

@@ -81,9 +81,7 @@ def _epochs(found: Tuned) -> Table:
         cells = [str(one.number), loss, f"{one.held_out:.4g}"]
         if found.measure:
             cells.append(f"{100 * one.metric:.2f} %")
-        said = ["mean of steps"] if one.averaged else []
-        said += ["kept"] if one.number == found.best else []
-        table.add_row(*cells, ", ".join(said))
+        table.add_row(*cells, "kept" if one.number == found.best else "")
     return table
 
 

@@ -37,7 +37,6 @@ class Checkpoint:
         history: Epochs that are done.
         best: Weights of the best epoch so far, None where that is the start.
         best_epoch: Which, 0 for the start.
-        average: Mean of the weights over steps, None before there is one.
         state: The trainer's.
     """
 
@@ -49,7 +48,6 @@ class Checkpoint:
     history: tuple[Epoch, ...]
     best_epoch: int
     best: Arrays | None = field(repr=False)
-    average: Arrays | None = field(repr=False)
     state: Arrays = field(repr=False)
 
     def write(self, path: Path) -> None:
@@ -71,7 +69,6 @@ class Checkpoint:
         arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about))}
         arrays |= {f"state/{name}": array for name, array in self.state.items()}
         arrays |= {f"best/{name}": array for name, array in (self.best or {}).items()}
-        arrays |= {f"average/{name}": array for name, array in (self.average or {}).items()}
         temporary = path.with_name(f".onnxprune-{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:
@@ -97,7 +94,6 @@ class Checkpoint:
                 planned, done = about["epochs"], about["epoch"]
                 state = _under(held, "state/")
                 best = _under(held, "best/") if about["improved"] else None
-                average = _under(held, "average/") or None
                 history = tuple(Epoch(**one) for one in about["history"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(
@@ -123,7 +119,7 @@ class Checkpoint:
             _log.warning("the result is what %d of %d epochs gave", done, planned)
         return cls(
             key, planned, done, about["step"], tuple(about["losses"]), history,
-            about["best_epoch"], best, average, state,
+            about["best_epoch"], best, state,
         )  # fmt: skip
 
 

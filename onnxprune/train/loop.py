@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError, TrainingError
-from onnxprune.train.average import Average
 from onnxprune.train.checkpoint import Checkpoint
 from onnxprune.train.interrupts import uninterrupted
 from onnxprune.train.judge import Judge
@@ -101,7 +100,6 @@ class Loop:
     history: list[Epoch] = field(default_factory=list)
     best: Arrays | None = None
     best_epoch: int = 0
-    average: Average = field(default_factory=Average)
     _epoch: int = 0
     _losses: list[float] = field(default_factory=list)
     _saved: float = 0.0
@@ -147,7 +145,6 @@ class Loop:
         self.trainer.load(resume.state)
         self.history = list(resume.history)
         self.best, self.best_epoch = resume.best, resume.best_epoch
-        self.average.load(resume.average or {})
         self._epoch, self._losses = resume.epoch, list(resume.losses)
 
     def _steps_done(self) -> int:
@@ -166,8 +163,6 @@ class Loop:
                 loss = self.trainer.step(inputs, targets, rate=rate, l1=1.0)
                 if math.isfinite(loss):
                     self._losses.append(loss)
-                    if self._averages and self.average.due(self._steps_done()):
-                        self.average.add(self.trainer.weights())
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {step + 1} of epoch {self._epoch + 1}",
@@ -187,11 +182,6 @@ class Loop:
         with self._exchange():
             weights = self.trainer.weights()
         judged = self.course.judge.epoch(weights)
-        mean = self.average.values
-        if mean is not None:
-            other = replace(self.course.judge.epoch(mean), averaged=True)
-            if self.course.judge.better(other, judged):
-                judged, weights = other, mean
         with uninterrupted():  # figures of an epoch are taken over all together
             self._take_over(judged, weights)
 
@@ -208,11 +198,6 @@ class Loop:
         _log.info("%s", self.course.judge.line(self.history[-1], self.course.epochs))
         self._epoch, self._losses = number, []
         self._save()
-
-    @property
-    def _averages(self) -> bool:
-        """A penalty is to be seen in the weights themselves: no mean of them is taken then."""
-        return not self.course.penalised
 
     def _held(self) -> Epoch:
         return self.history[self.best_epoch]
@@ -233,7 +218,7 @@ class Loop:
             state = dict(self.trainer.state())
         point = Checkpoint(
             self.key, self.course.epochs, self._epoch, len(self._losses), tuple(self._losses),
-            tuple(self.history), self.best_epoch, self.best, self.average.values, state,
+            tuple(self.history), self.best_epoch, self.best, state,
         )  # fmt: skip
         try:
             point.write(self.checkpoint)

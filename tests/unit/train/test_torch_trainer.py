@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +14,6 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch", reason="the trainer 'torch' needs PyTorch")
 
 from onnxprune.errors import InvariantError, MissingExtraError, TrainingError, UsageError  # noqa: E402
-from onnxprune.train.average import Average  # noqa: E402
 from onnxprune.train.backends import trainer_of  # noqa: E402
 from onnxprune.train.gradcheck import check_gradients  # noqa: E402
 from onnxprune.train.protocol import Arrays, Job, Term, Trainer  # noqa: E402
@@ -321,47 +319,6 @@ def test_finetune_trains_with_it_and_writes_the_weights_back(tmp_path: Path) -> 
     assert saved.keys() == old.keys()
     assert all(not np.array_equal(saved[name], old[name]) for name in old)
     np.testing.assert_array_equal(saved["w0"], made.weights()["w0"].read())
-
-
-def test_a_run_broken_off_goes_on_to_the_same_mean_of_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(0)
-    onnx.save(conv_chain((3, 8, 12), batch="N").proto, tmp_path / "in.onnx")
-    x = rng.standard_normal((96, 3, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "data.npz", x=x)
-
-    def tuned(name: str, **options: Any) -> None:
-        finetune(
-            tmp_path / "in.onnx", data=tmp_path / "data.npz", labels=x.mean((2, 3)).argmax(1),
-            epochs=4, rate=3e-2, batch_size=8, trainer="torch", threads=1, verify="none",
-            output=tmp_path / name, **options,
-        )  # fmt: skip
-
-    means: list[int] = []
-    add, step = Average.add, TorchTrainer.step
-
-    def counted(self: Average, weights: Any) -> None:
-        means.append(1)
-        add(self, weights)
-
-    monkeypatch.setattr(Average, "add", counted)
-    tuned("whole.onnx")
-    assert len(means) == 4  # of 40 steps
-    steps: list[int] = []
-
-    def stops(self: TorchTrainer, *given: Any, **named: Any) -> float:
-        steps.append(1)
-        if len(steps) == 27:
-            raise KeyboardInterrupt
-        return step(self, *given, **named)
-
-    monkeypatch.setattr(TorchTrainer, "step", stops)
-    with pytest.raises(KeyboardInterrupt):
-        tuned("out.onnx")
-    monkeypatch.setattr(TorchTrainer, "step", step)
-    tuned("out.onnx", resume=True)
-    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
