@@ -33,9 +33,9 @@ FURTHER = 1.05  # the same with --attention dims --allow-norm
 _AGAIN = """\
 mobilevit_xxs and swiftformer_xs stay 6 % above the manifest's figures with every group cut by half.
 Layer by layer there is nothing more to halve: run again with the classifiers named as what stays
-and each qkv with its number of heads, Torch-Pruning leaves 0.317 and 0.285 of them, as we do. Without
-the heads it leaves 0.273 of mobilevit_xxs, which then does not run; with only the container of the
-two classifiers of swiftformer_xs named it leaves 0.253 and half of the classes."""
+and each qkv with its number of heads, Torch-Pruning leaves 0.317 and 0.285 of them, as we do.
+Without the heads it leaves 0.273 of mobilevit_xxs, which then does not run; with the list of the
+two classifiers of swiftformer_xs named alone it leaves 0.253 and half of the classes."""
 
 
 @dataclass(frozen=True)
