@@ -274,10 +274,11 @@ class _Walk:
         if not all(name in env.values for name in names):
             return
         dynamic = any(name in env.dynamic for name in names)
-        if not dynamic and not all(env.data_type(name) in _INTEGERS for name in names):
-            return
+        # Some exporters compute padding in floats, from constants alone.
+        whole = dynamic or all(env.data_type(name) in _INTEGERS for name in names)
+        limit = _LARGEST_VALUE if whole else _LARGEST_FLOAT
         sizes = [env.shape(name) for name in node.outputs if name]
-        if any(shape is None or np.prod(shape) > _LARGEST_VALUE for shape in sizes):
+        if any(shape is None or np.prod(shape) > limit for shape in sizes):
             return
         results = self.evaluator.run(node, [env.values.get(name) for name in node.inputs])
         for name, value in zip(node.outputs, results or [], strict=False):

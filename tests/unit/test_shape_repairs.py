@@ -226,8 +226,10 @@ def test_reshapes_alone_are_no_run() -> None:
 )
 def test_movement_by_numbers_nobody_knows_ends_a_run(middle: str, why: str) -> None:
     text = f"""g (float[2,3,8,8] x, int64[4] t) => (float[n,c,h,w] y) {{
-        a = Conv(x, w1) p = Transpose<perm=[0,1,3,2]>(a) i = Cast<to=7>(f) {middle} y = Relu(q)}}"""
-    numbers = {"e": np.array([7]), "f": np.array([1], np.float32)}
+        a = Conv(x, w1) p = Transpose<perm=[0,1,3,2]>(a) g = Slice(f, z, o) i = Cast<to=7>(g)
+        {middle} y = Relu(q)}}"""
+    numbers = {"e": np.array([7]), "f": np.ones(65, np.float32)}  # too many to follow
+    numbers |= {"z": np.array([0]), "o": np.array([1])}
     graph = analyse(model(text, w1=(8, 3, 1, 1), **numbers, **used(text)))
     assert not graph.tracer.runs
     assert why in reason(graph, "w1")

@@ -112,8 +112,9 @@ def test_padding_by_an_input_freezes_the_channels() -> None:
 
 
 def test_padding_by_computed_numbers_freezes_the_channels() -> None:
-    numbers = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float32)
-    found = between_convs("k = Cast<to=7>(f) m = Pad(a, k)", f=numbers)
+    numbers = np.tile(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.float32), 9)  # too many to follow
+    middle = "f = Slice(many, zero, eight) k = Cast<to=7>(f) m = Pad(a, k)"
+    found = between_convs(middle, many=numbers, zero=np.array([0]), eight=np.array([8]))
     assert_frozen(found, "w1", "'m'")
     assert analyse(found).notes[0] == "'m': channels that do not stay in order are frozen"
 
@@ -124,3 +125,15 @@ def test_grid_sample_of_channels_in_space_freezes_them() -> None:
     )
     found = between_convs(middle, k=np.zeros((2, 8, 8, 2), np.float32))
     assert_frozen(found, "w1", "GridSample 's' samples across it (tensor 't')")
+
+
+def test_padding_that_is_computed_in_floats_lets_channels_pass() -> None:
+    """TensorFlow's SAME, as TorchScript spells it: half of what is missing, rounded."""
+    middle = """missing = Sub(wanted, had) half = Div(missing, two) floor = Floor(half)
+        side = Cast<to=7>(floor) pads = Concat<axis=0>(none, side, none, side)
+        m = Pad(a, pads)"""
+    numbers = {"wanted": [13.0, 11.0], "had": [8.0, 8.0], "two": [2.0, 2.0]}
+    floats = {name: np.array(given, np.float32) for name, given in numbers.items()}
+    found = between_convs(middle, none=np.array([0, 0]), **floats)
+    assert_coupled(analyse(found), ("w1", 0), ("w2", 1))
+    assert_exact(found)
