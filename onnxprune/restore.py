@@ -23,6 +23,7 @@ from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
 from onnxprune.io import Model
+from onnxprune.lean import Leaning
 from onnxprune.patterned import Imposed
 from onnxprune.prepare import prepare
 from onnxprune.problem import Problem
@@ -34,7 +35,10 @@ from onnxprune.survivors import Survivors
 from onnxprune.types import AnyArray, Refitted
 from onnxprune.unfuse import unfused
 
+_WORTH = 1e-3  # of what readers miss: for less there is no further refit
 Heard = Callable[[int, int, str], None]  # done, of, node
+# The refitted model, what happened to each layer, and the constants that changed.
+Found = tuple[Model, tuple[Refitted, ...], tuple[str, ...]]
 
 
 def refit(
@@ -45,7 +49,8 @@ def refit(
     seed: int = 0,
     heard: Heard | None = None,
     impose: Mapping[str, Imposed] | None = None,
-) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
+    again: int = 0,
+) -> Found:
     """Refit what a cut left to calibration data.
 
     Args:
@@ -56,6 +61,8 @@ def refit(
         heard: Called before each layer.
         impose: Layers whose weights are to hold a pattern, by the first output of the node in the
             original; those that have no least-squares form stay as they are.
+        again: Refits that follow, to targets that lean towards what the readers of a layer miss;
+            they end where those miss no less. Small networks alone: all layers are in memory.
 
     Returns:
         The refitted model, what happened to each layer, and the constants that changed.
@@ -68,10 +75,10 @@ def refit(
     """
     plain: frozenset[int] = frozenset()
     while True:
-        run = _Refit(plan, pruned, data, np.random.default_rng(seed), plain, impose or {})
+        run = _Refit(plan, pruned, data, seed, plain, impose or {})
         found = run.run(heard)
         if not run.stuck():
-            return found
+            return run.leaning_further(found, again, heard)
         plain |= run.stuck()
 
 
@@ -92,7 +99,7 @@ class _Refit:
         plan: PruningPlan,
         pruned: Model,
         data: Data,
-        rng: np.random.Generator,
+        seed: int,
         plain: frozenset[int],
         impose: Mapping[str, Imposed],
     ) -> None:
@@ -103,9 +110,8 @@ class _Refit:
         known = apart.known(plan.graph.tracer.traces[0])
         self.survivors = Survivors(known, plan.graph.dead(plan.keep))
         self.data = data
-        self.rng = rng
+        self.seed = seed
         self.written = prepare(pruned)
-        self.left: set[str] = set()  # layers whose weights stay
         carried = Carried(plan, self.original, self.survivors)
         finders: tuple[Streams | Products, ...] = (Streams(carried), Products(carried))
         sought = [[s for s in one.candidates() if s.group.id not in plain] for one in finders]
@@ -123,6 +129,8 @@ class _Refit:
         self.added = self._add_biases()
         self.work = unfused(self.written).graph
         self.found = self._sites(self.work)
+        fitted = [one for one in self.found if isinstance(one, Site)]
+        self.leaning = Leaning(self.work, fitted, {one.goal: self._size(one) for one in fitted})
 
     def _sites(self, work: Graph) -> list[Site | Unfit]:
         also = frozenset(key for one in self.streams for key in one.makers) | set(self.impose)
@@ -134,13 +142,30 @@ class _Refit:
             one.group.id for one in self.streams if self.left & (one.makers | one.readers)
         )
 
-    def run(self, heard: Heard | None) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
+    def leaning_further(self, found: Found, again: int, heard: Heard | None) -> Found:
+        """Refit again, as long as the readers of layers miss less."""
+        missed = self.leaning.missed(self.wanted, self.made) if again else 0.0
+        for _ in range(again if self.leaning.links else 0):
+            self.leaning.follow(self._changed, self.wanted, self.made)
+            following = self.run(heard)
+            least, missed = missed, self.leaning.missed(self.wanted, self.made)
+            if self.stuck() or not missed < least * (1 - _WORTH):
+                break
+            found = following
+        return found
+
+    def run(self, heard: Heard | None) -> Found:
+        """Refit every layer, from the plain weights."""
+        self.left: set[str] = set()  # layers whose weights stay
+        self.rng = np.random.default_rng(self.seed)
+        self.wanted: dict[str, Values] = {}
+        goals = sorted(self.leaning.goals)
         fitted = [found for found in self.found if isinstance(found, Site)]
-        goals = [one.goal for site in fitted for one in site.all]
+        aims = [one.goal for site in fitted for one in site.all]
         results: list[Refitted] = []
         done = 0
-        first = Stepwise(self.original, self.data, goals)
-        with first, Stepwise(self.work, self.data) as second:
+        first = Stepwise(self.original, self.data, aims)
+        with first, Stepwise(self.work, self.data, kept=goals) as second:
             for found in self.found:
                 if isinstance(found, Unfit):
                     results.append(_left(found.node, found.why))
@@ -149,8 +174,9 @@ class _Refit:
                     heard(done, len(fitted), found.layer.node.label)
                 done += 1
                 results += self._layer(found, first, second)
-            changed = dict(second.constants)
-        return self._emitted(changed), tuple(results), tuple(sorted(changed))
+            self.changed = dict(second.constants)
+            self.made = second.until(len(self.work.nodes), goals) if goals else {}
+        return self._emitted(self.changed), tuple(results), tuple(sorted(self.changed))
 
     # -- the model -----------------------------------------------------------------------------
 
@@ -230,6 +256,15 @@ class _Refit:
             return [Refitted(node.label, fit.before, fit.before, None, kept) for node in nodes]
         return [Refitted(n.label, fit.before, fit.after, fit.ridge, sampled) for n in nodes]
 
+    def _size(self, site: Site) -> int:
+        """Elements of what a layer aims at, over all of the data."""
+        shape = self.survivors.trace.env.shape(site.goal) or (1,)
+        return int(self.data.samples * np.prod(shape[1:], dtype=np.int64))
+
+    def _changed(self, name: str) -> AnyArray:
+        found = self.changed.get(name)
+        return self.work.constants[name].weight.read() if found is None else found
+
     def _value(self, run: Stepwise, name: str) -> AnyArray:
         found = run.constants.get(name)
         return self.work.constants[name].weight.read() if found is None else found
@@ -262,6 +297,10 @@ class _Refit:
         for batch, aim in enumerate(aims):
             cut = fields.compact(aim, *gone) if basis is None else basis.of(aim)
             part = np.asarray(cut, np.float32)
+            if goal in self.leaning.goals:
+                self.wanted.setdefault(goal, []).append(part)
+            if goal in self.leaning.moved:
+                part = part + self.leaning.moved[goal][batch]
             if other is not None:
                 part = part - np.asarray(other[batch], np.float32)
             target.append(part)

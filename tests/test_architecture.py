@@ -31,7 +31,7 @@ ORDER = tuple(
     record slices emit patches selections absorb twin rewrite reorder
     extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
-    shown activations sites affine carried bases products problem unfuse restore
+    shown activations sites affine carried bases products problem unfuse reach lean restore
     compensate expand
     alignment cost density budget aim planning iterate latency_target recipe impose valued
     drift verify tidy
