@@ -81,7 +81,13 @@ class Leaning:
         Args:
             wanted: What the original has at each goal, cut to what survives, by batch.
             made: What the refitted model has there.
+
+        Returns:
+            The sum, inf where a number is none.
         """
+        if not all(np.isfinite(a).all() for values in (wanted, made)
+                   for goal in self.goals for a in values[goal]):  # fmt: skip
+            return np.inf
         readers = {one.goal for link in self.links for one in link.readers}
         total = 0.0
         for goal in sorted(readers):

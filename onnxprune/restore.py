@@ -145,8 +145,8 @@ class _Refit:
     def leaning_further(self, found: Found, again: int, heard: Heard | None) -> Found:
         """Refit again, as long as the readers of layers miss less."""
         missed = self.leaning.missed(self.wanted, self.made) if again else 0.0
-        for _ in range(again if self.leaning.links else 0):
-            self.leaning.follow(self._changed, self.wanted, self.made)
+        for _ in range(again if self.leaning.links and np.isfinite(missed) else 0):
+            self.leaning.follow(self.value, self.wanted, self.made)
             following = self.run(heard)
             least, missed = missed, self.leaning.missed(self.wanted, self.made)
             if self.stuck() or not missed < least * (1 - _WORTH):
@@ -166,6 +166,7 @@ class _Refit:
         done = 0
         first = Stepwise(self.original, self.data, aims)
         with first, Stepwise(self.work, self.data, kept=goals) as second:
+            self.changed = second.constants
             for found in self.found:
                 if isinstance(found, Unfit):
                     results.append(_left(found.node, found.why))
@@ -174,7 +175,6 @@ class _Refit:
                     heard(done, len(fitted), found.layer.node.label)
                 done += 1
                 results += self._layer(found, first, second)
-            self.changed = dict(second.constants)
             self.made = second.until(len(self.work.nodes), goals) if goals else {}
         return self._emitted(self.changed), tuple(results), tuple(sorted(self.changed))
 
@@ -232,7 +232,7 @@ class _Refit:
 
     def _layer(self, site: Site, first: Stepwise, second: Stepwise) -> list[Refitted]:
         """Fit a layer, and those tied to it, and write what was found."""
-        affines = [Affine(one, self.work, lambda n: self._value(second, n)) for one in site.all]
+        affines = [Affine(one, self.work, self.value) for one in site.all]
         pairs, added = self._pairs(site, first, second)
         nodes = [one.layer.node for one in site.all]
         products = [affine.product() for affine in affines]
@@ -261,12 +261,9 @@ class _Refit:
         shape = self.survivors.trace.env.shape(site.goal) or (1,)
         return int(self.data.samples * np.prod(shape[1:], dtype=np.int64))
 
-    def _changed(self, name: str) -> AnyArray:
+    def value(self, name: str) -> AnyArray:
+        """A constant as the last refit left it."""
         found = self.changed.get(name)
-        return self.work.constants[name].weight.read() if found is None else found
-
-    def _value(self, run: Stepwise, name: str) -> AnyArray:
-        found = run.constants.get(name)
         return self.work.constants[name].weight.read() if found is None else found
 
     def _pairs(

@@ -27,17 +27,20 @@ def drawn(*shape: int, seed: int = 0) -> Float32Array:
 
 
 def perceptron(activation: str = "Relu", seed: int = 0) -> Model:
-    """Eight inputs, sixteen units behind an activation, three outputs."""
+    """Eight inputs, two layers of sixteen units behind an activation, three outputs."""
     text = f"""
     agraph (float[N,8] x) => (float[N,3] y) {{
-        t = MatMul(x, first)
+        s = MatMul(x, zeroth)
+        r = {activation}(s)
+        t = MatMul(r, first)
         u = Add(t, shift)
         a = {activation}(u)
         y = MatMul(a, second)
     }}
     """
-    weights = {"first": drawn(8, 16, seed=seed), "second": drawn(16, 3, seed=seed + 1)}
-    return parsed(text, **weights, shift=0.3 * drawn(16, seed=seed + 2))
+    weights = {"zeroth": drawn(8, 16, seed=seed + 3), "first": drawn(16, 16, seed=seed)}
+    weights |= {"second": drawn(16, 3, seed=seed + 1), "shift": 0.3 * drawn(16, seed=seed + 2)}
+    return parsed(text, **weights)
 
 
 def cut(model: Model, ratio: float = 0.5) -> PruningPlan:
@@ -72,10 +75,10 @@ def test_targets_move_as_the_gradient_of_what_the_reader_misses() -> None:
     run = begun(cut(perceptron()), drawn(200, 8, seed=3))
     leaning, goal = run.leaning, run.leaning.links[0].site.goal
     missed = leaning.missed(run.wanted, run.made)
-    leaning.follow(run._changed, run.wanted, run.made)
+    leaning.follow(run.value, run.wanted, run.made)
     work: Graph = run.work
     reader = leaning.links[0].readers[0]
-    weight = run._changed(reader.shown.leaf)
+    weight = run.value(reader.shown.leaf)
     # Were the unit's outputs moved by the whole step, the reader would miss less.
     far = {name: list(values) for name, values in run.made.items()}
     for batch, step in enumerate(leaning.moved[goal]):
@@ -89,17 +92,19 @@ def test_targets_move_as_the_gradient_of_what_the_reader_misses() -> None:
 def test_where_nothing_is_missed_nothing_moves() -> None:
     run = begun(cut(perceptron()), drawn(200, 8, seed=3))
     run.leaning.missed(run.wanted, run.wanted)
-    run.leaning.follow(run._changed, run.wanted, run.wanted)
+    run.leaning.follow(run.value, run.wanted, run.wanted)
     for steps in run.leaning.moved.values():
         assert not any(step.any() for step in steps)
 
 
-def test_numbers_that_overflow_move_nothing() -> None:
-    run = begun(cut(perceptron()), drawn(64, 8, seed=3))
-    run.leaning.missed(run.wanted, run.made)
-    made = {name: [np.full_like(a, np.inf) for a in values] for name, values in run.made.items()}
-    with np.errstate(all="ignore"):
-        run.leaning.follow(run._changed, run.wanted, made)
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_nothing_leans_where_numbers_overflow(wrong: float) -> None:
+    plan, x = cut(perceptron()), drawn(64, 8, seed=3)
+    run = _Refit(plan, operate(plan).model, given(x), 0, frozenset(), {})
+    found = run.run(None)
+    run.made = {name: [np.full_like(a, wrong) for a in made] for name, made in run.made.items()}
+    assert run.leaning.missed(run.wanted, run.made) == np.inf
+    assert run.leaning_further(found, 3, None) is found
     assert not run.leaning.moved
 
 
