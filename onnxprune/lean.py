@@ -28,7 +28,7 @@ _OWN = 0.1  # what the layer's own target counts beside those of its readers
 _FURTHER = 1.5  # of the step that is best for a straight line: a refit follows it in part only
 _DAMPING = 1e-3  # of the mean diagonal of what a step is divided by
 _NUDGE = 1e-2  # of the size of a tensor, for the slope of an activation
-_MOST_BYTES = 1 << 29  # of all tensors that are looked at; there are four or so of each
+_MOST_BYTES = 1 << 28  # of all tensors that are looked at; there are four or so of each
 
 
 @dataclass(frozen=True)

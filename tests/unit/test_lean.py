@@ -7,9 +7,8 @@ import pytest
 
 import onnxprune.lean
 from onnxprune.analyse import analyse
-from onnxprune.data import load_data
 from onnxprune.graph import Graph
-from onnxprune.io import Model, load
+from onnxprune.io import Model
 from onnxprune.lean import Leaning
 from onnxprune.pipeline import shrink
 from onnxprune.planning import Judge
@@ -18,7 +17,7 @@ from onnxprune.rewrite import operate
 from onnxprune.score import score
 from onnxprune.select import PruningPlan, select
 from onnxprune.types import Float32Array
-from tests.small import MODELS, parsed
+from tests.small import parsed
 from tests.unit.test_restore import given
 
 
@@ -142,13 +141,19 @@ def _weights(model: Model) -> dict[str, bytes]:
     return {name: one.read().tobytes() for name, one in model.weights().items()}
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobile"])
-def test_shrink_with_data_refits_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(MODELS / f"fashion_{name}.onnx")
-    data = load_data(MODELS / "fashion_calib.npz", model)
-    made, report = shrink(model, ratio=0.5, data=data, verify="none")
-    assert all(row.before >= row.after for row in report.restored if np.isfinite(row.before))
-    monkeypatch.setattr("onnxprune.restoring._AGAIN", 0)
-    once, _ = shrink(model, ratio=0.5, data=data, verify="none")
-    judge = Judge(analyse(model), load_data(MODELS / "fashion_test.npz", model))
-    assert judge.drift(made) < judge.drift(once)
+@pytest.mark.parametrize(
+    ("options", "times"), [({}, 2), ({"then": "2:4"}, 0)], ids=["plain", "pattern"]
+)
+def test_weights_in_a_pattern_are_refitted_once(
+    options: dict[str, str], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def spy(*given_: object, again: int = 0, **more: object) -> object:
+        told.append(again)
+        return refit(*given_, again=again, **more)  # type: ignore[arg-type]  # as given
+
+    monkeypatch.setattr("onnxprune.restoring.refit", spy)
+    x = {"x": drawn(100, 8, seed=3)}
+    shrink(perceptron(), ratio=0.5, data=x, verify="none", **options)  # type: ignore[arg-type]
+    assert told == [times]
