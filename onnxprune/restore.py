@@ -22,6 +22,7 @@ from onnxprune.carried import Carried
 from onnxprune.data import Data
 from onnxprune.emit import ConstantEdit, Emitter
 from onnxprune.graph import Graph, Node
+from onnxprune.lean import Leaning
 from onnxprune.model import Model
 from onnxprune.patterned import Imposed
 from onnxprune.prepare import prepare
@@ -38,7 +39,10 @@ from onnxprune.weighed import Weighing, slopes
 _MOST_WEIGHED = 1536  # inputs or outputs of a layer whose errors are weighed together
 _SLOPES = 4096  # places at which slopes are looked at
 
+_WORTH = 1e-3  # of what readers miss: for less there is no further refit
 Heard = Callable[[int, int, str], None]  # done, of, node
+# The refitted model, what happened to each layer, and the constants that changed.
+Found = tuple[Model, tuple[Refitted, ...], tuple[str, ...]]
 
 
 def refit(
@@ -49,7 +53,8 @@ def refit(
     seed: int = 0,
     heard: Heard | None = None,
     impose: Mapping[str, Imposed] | None = None,
-) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
+    again: int = 0,
+) -> Found:
     """Refit what a cut left to calibration data.
 
     Args:
@@ -60,6 +65,8 @@ def refit(
         heard: Called before each layer.
         impose: Layers whose weights are to hold a pattern, by the first output of the node in the
             original; those that have no least-squares form stay as they are.
+        again: Refits that follow, to targets that lean towards what the readers of a layer miss;
+            they end where those miss no less. Small networks alone: all layers are in memory.
 
     Returns:
         The refitted model, what happened to each layer, and the constants that changed.
@@ -72,10 +79,10 @@ def refit(
     """
     plain: frozenset[int] = frozenset()
     while True:
-        run = _Refit(plan, pruned, data, np.random.default_rng(seed), plain, impose or {})
+        run = _Refit(plan, pruned, data, seed, plain, impose or {})
         found = run.run(heard)
         if not run.stuck():
-            return found
+            return run.leaning_further(found, again, heard)
         plain |= run.stuck()
 
 
@@ -96,7 +103,7 @@ class _Refit:
         plan: PruningPlan,
         pruned: Model,
         data: Data,
-        rng: np.random.Generator,
+        seed: int,
         plain: frozenset[int],
         impose: Mapping[str, Imposed],
     ) -> None:
@@ -107,9 +114,8 @@ class _Refit:
         known = apart.known(plan.graph.tracer.traces[0])
         self.survivors = Survivors(known, plan.graph.dead(plan.keep))
         self.data = data
-        self.rng = rng
+        self.seed = seed
         self.written = prepare(pruned)
-        self.left: set[str] = set()  # layers whose weights stay
         carried = Carried(plan, self.original, self.survivors)
         finders: tuple[Streams | Products, ...] = (Streams(carried), Products(carried))
         sought = [[s for s in one.candidates() if s.group.id not in plain] for one in finders]
@@ -127,6 +133,8 @@ class _Refit:
         self.added = self._add_biases()
         self.work = unfused(self.written).graph
         self.found = self._sites(self.work)
+        fitted = [one for one in self.found if isinstance(one, Site)]
+        self.leaning = Leaning(self.work, fitted, {one.goal: self._size(one) for one in fitted})
 
     def _sites(self, work: Graph) -> list[Site | Unfit]:
         also = frozenset(key for one in self.streams for key in one.makers) | set(self.impose)
@@ -138,13 +146,31 @@ class _Refit:
             one.group.id for one in self.streams if self.left & (one.makers | one.readers)
         )
 
-    def run(self, heard: Heard | None) -> tuple[Model, tuple[Refitted, ...], tuple[str, ...]]:
+    def leaning_further(self, found: Found, again: int, heard: Heard | None) -> Found:
+        """Refit again, as long as the readers of layers miss less."""
+        missed = self.leaning.missed(self.wanted, self.made) if again else 0.0
+        for _ in range(again if self.leaning.links and np.isfinite(missed) else 0):
+            self.leaning.follow(self.value, self.wanted, self.made)
+            following = self.run(heard)
+            least, missed = missed, self.leaning.missed(self.wanted, self.made)
+            if self.stuck() or not missed < least * (1 - _WORTH):
+                break
+            found = following
+        return found
+
+    def run(self, heard: Heard | None) -> Found:
+        """Refit every layer, from the plain weights."""
+        self.left: set[str] = set()  # layers whose weights stay
+        self.rng = np.random.default_rng(self.seed)
+        self.wanted: dict[str, Values] = {}
+        goals = sorted(self.leaning.goals)
         fitted = [found for found in self.found if isinstance(found, Site)]
-        goals = [one.goal for site in fitted for one in site.all]
+        aims = [one.goal for site in fitted for one in site.all]
         results: list[Refitted] = []
         done = 0
-        first = Stepwise(self.original, self.data, goals)
-        with first, Stepwise(self.work, self.data) as second:
+        first = Stepwise(self.original, self.data, aims)
+        with first, Stepwise(self.work, self.data, kept=goals) as second:
+            self.changed = second.constants
             for found in self.found:
                 if isinstance(found, Unfit):
                     results.append(_left(found.node, found.why))
@@ -153,8 +179,8 @@ class _Refit:
                     heard(done, len(fitted), found.layer.node.label)
                 done += 1
                 results += self._layer(found, first, second)
-            changed = dict(second.constants)
-        return self._emitted(changed), tuple(results), tuple(sorted(changed))
+            self.made = second.until(len(self.work.nodes), goals) if goals else {}
+        return self._emitted(self.changed), tuple(results), tuple(sorted(self.changed))
 
     # -- the model -----------------------------------------------------------------------------
 
@@ -210,7 +236,7 @@ class _Refit:
 
     def _layer(self, site: Site, first: Stepwise, second: Stepwise) -> list[Refitted]:
         """Fit a layer, and those tied to it, and write what was found."""
-        affines = [Affine(one, self.work, lambda n: self._value(second, n)) for one in site.all]
+        affines = [Affine(one, self.work, self.value) for one in site.all]
         pairs, added = self._pairs(site, first, second)
         nodes = [one.layer.node for one in site.all]
         products = [affine.product() for affine in affines]
@@ -221,7 +247,7 @@ class _Refit:
         wanted = [product for product in products if product is not None]
         problem = Problem(affines, wanted, imposed)
         behind = activation_behind(self.work, site.goal)
-        metric = None if imposed is None else self._metric(site, second, behind, pairs, added)
+        metric = None if imposed is None else self._metric(site, behind, pairs, added)
         fit, sampled = problem.fitted(pairs, self.rng, behind, added, metric)
         if not np.isfinite(fit.before) and imposed is None:
             self.left.update(node.key for node in nodes)
@@ -238,7 +264,6 @@ class _Refit:
     def _metric(
         self,
         site: Site,
-        second: Stepwise,
         behind: Activation | None,
         pairs: list[tuple[Values, Values]],
         added: Values | None,
@@ -249,11 +274,9 @@ class _Refit:
             return None
         (_, wanted), *_ = pairs
         channels = wanted[0].shape[1]
-        if max(channels, self._value(second, site.shown.leaf)[0].size) > _MOST_WEIGHED:
+        if max(channels, self.value(site.shown.leaf)[0].size) > _MOST_WEIGHED:
             return None
-        weighing = Weighing(
-            self.work, self.survivors.trace.env.shape, lambda name: self._value(second, name)
-        )
+        weighing = Weighing(self.work, self.survivors.trace.env.shape, self.value)
         if behind is None:
             return weighing.of(site.goal, channels)
         total = wanted if added is None else map(np.add, wanted, added)
@@ -261,8 +284,14 @@ class _Refit:
         some = self.rng.choice(len(rows), min(len(rows), _SLOPES), replace=False)
         return weighing.of(site.goal, channels, slopes(behind, rows[some]), behind.made)
 
-    def _value(self, run: Stepwise, name: str) -> AnyArray:
-        found = run.constants.get(name)
+    def _size(self, site: Site) -> int:
+        """Elements of what a layer aims at, over all of the data."""
+        shape = self.survivors.trace.env.shape(site.goal) or (1,)
+        return int(self.data.samples * np.prod(shape[1:], dtype=np.int64))
+
+    def value(self, name: str) -> AnyArray:
+        """A constant as the last refit left it."""
+        found = self.changed.get(name)
         return self.work.constants[name].weight.read() if found is None else found
 
     def _pairs(
@@ -293,6 +322,10 @@ class _Refit:
         for batch, aim in enumerate(aims):
             cut = fields.compact(aim, *gone) if basis is None else basis.of(aim)
             part = np.asarray(cut, np.float32)
+            if goal in self.leaning.goals:
+                self.wanted.setdefault(goal, []).append(part)
+            if goal in self.leaning.moved:
+                part = part + self.leaning.moved[goal][batch]
             if other is not None:
                 part = part - np.asarray(other[batch], np.float32)
             target.append(part)

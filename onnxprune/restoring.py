@@ -23,6 +23,7 @@ from onnxprune.select import PruningPlan
 from onnxprune.types import Refitted
 
 _log = logging.getLogger(__name__)
+_AGAIN = 2  # refits that follow the first
 _GUESSED = (
     "no BatchNormalization tells what the dropped channels carried: their means are those of "
     "random inputs, of mean 0 and variance 1"
@@ -81,7 +82,7 @@ def restored(
     assert fitted is not None
     made, layers, changed = refit(
         plan, surgery.model, fitted, seed=check.seed, heard=clock.step,
-        impose=impose if drawn is None else None,
+        impose=impose if drawn is None else None, again=0 if drawn or impose else _AGAIN,
     )  # fmt: skip
     names = tuple(dict.fromkeys((*surgery.restored, *changed)))
     found = Restored(replace(surgery, model=made, restored=names), how, layers)

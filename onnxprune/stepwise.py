@@ -34,10 +34,20 @@ class Stepwise:
         constants: Values that differ from the graph's, by name of the constant.
     """
 
-    def __init__(self, graph: Graph, data: Data, reserved: Iterable[str] = ()) -> None:
-        """Start with the inputs; ``reserved`` tensors stay until they are asked for."""
+    def __init__(
+        self, graph: Graph, data: Data, reserved: Iterable[str] = (), kept: Iterable[str] = ()
+    ) -> None:
+        """Start with the inputs.
+
+        Args:
+            graph: The model.
+            data: What it runs on.
+            reserved: Tensors that stay until they are asked for.
+            kept: Tensors that stay to the end.
+        """
         self.graph = graph
         self._reserved = set(reserved)
+        self._kept = frozenset(kept)
         self.constants: dict[str, AnyArray] = {}
         self._live: dict[str, Values] = {
             name: [batch[name] for batch in data.batches] for name in graph.inputs
@@ -84,7 +94,7 @@ class Stepwise:
         nodes = self.graph.nodes[self._done : stop]
         if nodes:
             made = [n for node in nodes for n in node.outputs if n]
-            asked = self._reserved | set(wanted)
+            asked = self._reserved | self._kept | set(wanted)
             keep = [n for n in made if n in asked or self._last_use.get(n, -1) >= stop]
             keep = [n for n in keep if n not in self.graph.derived]
             if keep:
@@ -94,7 +104,7 @@ class Stepwise:
         self._reserved -= set(wanted)
         over = [n for n in self._live if self._last_use.get(n, -1) < self._done]
         for name in over:
-            if name not in self._reserved:
+            if name not in self._reserved and name not in self._kept:
                 values = self._live.pop(name)
                 if name not in self.graph.inputs:
                     self._held -= sum(_in_memory(value) for value in values)

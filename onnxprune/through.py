@@ -46,6 +46,11 @@ class Through:
     def target(self, z: Float32Array, made: Float32Array, seen: Float32Array) -> Float32Array:
         """Targets for the next weights; the present ones make ``made`` and miss by ``seen``."""
         miss = z - made
-        slope = np.divide(seen, miss, out=np.zeros_like(miss), where=np.abs(miss) > _NEAR)
-        moved: Float32Array = np.square(np.clip(slope, 0, 1)) * miss
+        moved: Float32Array = np.square(slope(seen, miss)) * miss
         return made + moved
+
+
+def slope(seen: Float32Array, miss: Float32Array) -> Float32Array:
+    """How much of each error an activation shows, in [0, 1]."""
+    found = np.divide(seen, miss, out=np.zeros_like(miss), where=np.abs(miss) > _NEAR)
+    return np.clip(found, 0, 1)

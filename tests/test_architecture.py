@@ -33,8 +33,8 @@ ORDER = tuple(
     record slices emit patches selections absorb twin rewrite reorder
     extents staircase timing timed latency
     stepwise through sums refit sparsegpt patterned
-    shown activations weighed sites affine carried bases products problem unfuse restore
-    compensate recentre expand
+    shown activations weighed sites affine carried bases products problem unfuse reach lean
+    restore compensate recentre expand
     alignment cost density budget aim planning unseen iterate latency_target recipe recording
     replay impose valued drift verify tidy
     quantize quantize.ready quantize.typed quantize.lowered quantize.ranges quantize.calibration

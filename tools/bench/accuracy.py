@@ -33,7 +33,7 @@ from onnxprune.rewrite import operate
 from onnxprune.runtime import session
 from onnxprune.score import METHODS, Importance, score
 from onnxprune.sparsifying import sparsify
-from onnxprune.types import Float32Array, Float64Array
+from onnxprune.types import AnyArray, Float32Array, Float64Array
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NETWORKS = ("resnet", "vgg", "mobile", "vit")
@@ -44,7 +44,13 @@ TARGETS = (0.9, 0.8, 0.7, 0.5, 0.25)
 class Test:
     """Top-1 in per cent on the labelled images."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """Those of `models/`, or all 10,000 of a folder of Fashion-MNIST's files."""
+        if folder is not None:
+            self.images = _normalised(_pixels(folder / "t10k-images-idx3-ubyte.gz") / 255)
+            raw = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
+            self.labels = np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)
+            return
         with np.load(MODELS / "fashion_test.npz") as stored:
             self.images, self.labels = stored["input"], stored["labels"]
 
@@ -203,10 +209,15 @@ def by_samples(networks: Sequence[str], images: Path) -> Iterator[str]:
 
 def _training(images: Path, count: int) -> Float32Array:
     """Training images of Fashion-MNIST, none of them among those of the calibration file."""
-    raw = gzip.decompress((images / "train-images-idx3-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    pixels = _pixels(images / "train-images-idx3-ubyte.gz")
     chosen = np.random.default_rng(1).permutation(len(pixels))[:count]
     return _normalised(pixels[chosen] / 255)
+
+
+def _pixels(path: Path) -> AnyArray:
+    """Shape (n, 1, 28, 28)."""
+    raw = gzip.decompress(path.read_bytes())
+    return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
 
 
 def _normalised(pixels: Float64Array) -> Float32Array:

@@ -322,12 +322,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)))
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of Fashion-MNIST's files: all 10,000"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
-    test = Test()
+    test = Test(args.images)
     header = (
         "network", "uncut", "MACs left", "TP plain, best", "TP + BN re-estimation, best",
         "ours, no data", "ours, data", "ahead",
