@@ -36,6 +36,8 @@ _TRIED = (
     ("wanda", False, "isomorphic"),
     ("lamp", False, "global"),
     ("activation", False, "isomorphic"),
+    ("wanda", False, "global"),
+    ("obs", False, "isomorphic"),
 )
 
 Latency = Callable[[Keep], float]
