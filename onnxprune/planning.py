@@ -36,8 +36,6 @@ _TRIED = (
     ("wanda", False, "isomorphic"),
     ("lamp", False, "global"),
     ("activation", False, "isomorphic"),
-    ("wanda", False, "global"),
-    ("obs", False, "isomorphic"),
 )
 
 Latency = Callable[[Keep], float]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from onnxprune.aim import TOLERANCE
 from onnxprune.cost import stats
 from onnxprune.data import Data
 from onnxprune.errors import TargetError, VerificationError
@@ -39,12 +40,11 @@ _BY_SCALES = ("bn_l1", "bn_scale")  # which need BatchNormalization
 
 
 def unseen_why(graph: DependencyGraph) -> str:
-    """Why pictures cannot tell which ranking is best; "" where they can."""
+    """Why pictures do not tell which ranking is best, to go on with; "" where they could."""
     if not drawable(graph.graph):
-        return "the model takes no picture to compare others on"
-    if _pictures(graph, _FEW, 0) is None:
-        return "the model is too dear to compare others on made-up pictures"
-    return ""
+        return "; it takes no picture to compare rankings on"
+    dear = _pictures(graph, _FEW, 0) is None
+    return "; made-up pictures cannot be had, or take too long, to compare rankings" if dear else ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def best_unseen(planner: Planner, seed: int, *, restored: bool = False) -> Ranki
     plans = _plans(planner, seed)
     if len({_kept(plan) for _, plan in plans}) < 2:
         return None
+    near = [one for one in plans if _over(planner, one[1]) <= TOLERANCE]
+    if not near:
+        (method, scope), _ = min(plans, key=lambda one: _over(planner, one[1]))
+        return Ranking(method, scope, f"comes nearest to the target; scope {scope}")
+    plans = near
     drawn = _pictures(planner.graph, len(plans), seed)
     if drawn is None:
         plans = plans[:_FEW]
@@ -120,6 +125,13 @@ def _plans(planner: Planner, seed: int) -> list[tuple[tuple[str, str], PruningPl
     if not found and beyond is not None:
         raise beyond
     return found
+
+
+def _over(planner: Planner, plan: PruningPlan) -> float:
+    """By what share of a cost a plan misses the targets, 0 where it meets them."""
+    targets = planner.wish.targets
+    left = planner.left(plan.keep) if targets else {}
+    return max((left[name] - share for name, share in targets.items()), default=0.0)
 
 
 def _kept(plan: PruningPlan) -> tuple[bytes, ...]:

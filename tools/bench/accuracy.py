@@ -79,7 +79,9 @@ def prune_only(
                 yield f"| {name} | {method} | {scope} | " + " | ".join(cells) + " |"
         for label, given in (("auto", None), ("auto, data", data)):
             cells = [
-                shrunk(model, test, targets={"macs": target}, data=given, restore="none")
+                shrunk(
+                    model, test, targets={"macs": target}, round_to=1, data=given, restore="none"
+                )
                 for target in targets
             ]
             yield f"| {name} | {label} | | " + " | ".join(cells) + " |"
