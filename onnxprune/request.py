@@ -188,8 +188,7 @@ class Request:
         beyond: TargetError | None = None
         for rounding in self._roundings:
             try:
-                tried_in_turn = len(self._roundings) > 1
-                asked = replace(self, round_to=rounding, any_width=True) if tried_in_turn else self
+                asked = self if rounding == self.rounding else replace(self, round_to=rounding)
                 chosen = asked.plan(graph, data, clock)
             except TargetError as error:
                 beyond = error
