@@ -84,8 +84,9 @@ class Request:
     fold_bn: bool = False
     simplify: bool = False
     quantize: QuantizeOptions | None = None
-    any_width: bool = False  # several roundings are tried, and rankings compared without
-    rankings: dict[float, Ranking | None] = field(default_factory=dict, compare=False, repr=False)
+    rankings: dict[tuple[float, str], Ranking | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def tidying(self) -> tuple[bool, bool]:
