@@ -36,7 +36,7 @@ _ACROSS = (
 _WITHIN = ("path", "reader", "l2", "bn_scale")  # one ratio for every group
 _MOST_FITTED = 1 << 36  # multiply-accumulates of one run of each cut on all pictures, with biases
 _FEW = 3  # of them, where all would cost too much
-_BY_SCALES = ("bn_l1", "bn_scale")  # which need BatchNormalization
+_BY_SCALES = ("bn_l1", "bn_scale")  # which need BatchNormalization in every group
 
 
 def unseen_why(graph: DependencyGraph) -> str:
@@ -145,7 +145,7 @@ def _candidates(planner: Planner) -> list[tuple[str, str]]:
         asked = list(_ACROSS)
     else:
         asked = [(method, wish.where) for method in _WITHIN]
-    scaled = any(is_bn_scale(axis) for group in graph.prunable for axis in group.parameters)
+    scaled = all(any(map(is_bn_scale, group.parameters)) for group in graph.prunable)
     return [one for one in asked if scaled or one[0] not in _BY_SCALES]
 
 

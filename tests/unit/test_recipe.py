@@ -16,6 +16,7 @@ from onnxprune.errors import RecipeError
 from onnxprune.io import Model, load, save
 from onnxprune.pipeline import shrink
 from onnxprune.recipe import Options, Recipe, RemovedEntry
+from onnxprune.score import METHODS
 from tests.small import MODELS, array, conv_chain, parsed, reloaded
 
 ZOO = sorted(MODELS.glob("*.onnx"))

@@ -58,8 +58,8 @@ def test_with_a_ratio_the_scope_stays_local_and_recipe_and_report_name_the_ranki
     made, report = shrink(MOBILE, ratio=0.1, restore="none", verify="none")
     options = read(made).options
     assert options.importance == report.importance
-    assert report.importance in ("path", "reader", "l2", "bn_scale")
-    assert "of made-up pictures least of 4 rankings" in report.importance_why
+    assert report.importance in ("path", "reader", "l2")  # not every group has scales
+    assert "of made-up pictures least of 3 rankings" in report.importance_why
     assert report.importance_why.endswith("scope local")
     plain, _ = shrink(MOBILE, ratio=0.1, restore="none", importance=report.importance)
     assert {e.tensor: e.indices for e in read(made).removed} == {
