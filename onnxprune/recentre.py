@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune import fields
 from onnxprune.activations import Activation, activation_behind
+from onnxprune.calibrate import stream
 from onnxprune.compensate import layer_with_bias
 from onnxprune.data import Data
 from onnxprune.graph import Graph, Node
+from onnxprune.groups import DependencyGraph
 from onnxprune.moments import seen_weight
 from onnxprune.prepare import prepare
 from onnxprune.rewrite import operate
@@ -26,7 +27,7 @@ from onnxprune.select import PruningPlan
 from onnxprune.sites import only_reader
 from onnxprune.stepwise import Stepwise, Values
 from onnxprune.survivors import Survivors
-from onnxprune.types import Absorption, Float64Array
+from onnxprune.types import Absorption, AnyArray, BoolArray, Float64Array
 
 _NEAR, _FAR = 2.0, 4.0  # where an activation is looked at; Relu6 has not bent yet
 _RISES = 1.6  # by this at least from near to far: Relu by 2, Sigmoid by 1.1
@@ -53,76 +54,121 @@ class _Aim:
     shrinks: bool
 
 
-def recentred(plan: PruningPlan, data: Data) -> PruningPlan:
-    """The same cut with biases that put the sums in front of activations right.
+class Recentring:
+    """Fits biases of any cut of one model to the same inputs.
 
     Behind a layer after a layer, in execution order: the mean of each unit over all samples and
     positions becomes the original's times the share of its spread that the cut left, so that the
     ratio stays; where an activation does not go on in proportion (a gate), the original's itself.
 
-    Args:
-        plan: The cut.
-        data: Inputs like those it will meet; a few dozen are enough for means and spreads.
-
-    Raises:
-        VerificationError: ONNX Runtime cannot run a piece of the model.
-
     Source: bias correction of Nagel et al. 2019, Data-Free Quantization Through Weight Equalization
         and Bias Correction (arXiv:1906.04721), with the ratio kept in the place of the mean.
     """
-    original, work = plan.graph.graph, prepare(operate(plan).model)
-    survivors = Survivors(plan.graph.tracer.traces[0], plan.graph.dead(plan.keep))
-    aims = [aim for aim in _aims(plan) if aim.goal in work.producer]
-    goals = [aim.goal for aim in aims]
-    found: dict[int, Float64Array] = {}
-    with Stepwise(original, data, goals) as first, Stepwise(work, data, goals) as second:
-        for aim in aims:
-            wanted, made = _at(first, original, aim.goal), _at(second, work, aim.goal)
-            gone = survivors.masks(aim.goal)
-            shift = _shift(aim, [fields.compact(each, *gone) for each in wanted], made)
-            if shift is None:
-                continue
-            line = [1] * made[0].ndim
-            line[aim.axis] = -1
-            second.put(aim.goal, [v + shift.reshape(line).astype(v.dtype) for v in made])
-            alive = survivors.alive(aim.goal, aim.axis)
-            whole = np.zeros(wanted[0].shape[aim.axis])
-            whole[slice(None) if alive is None else alive] = shift
-            found[aim.node.index] = found.get(aim.node.index, 0.0) + whole
-    added = (Absorption(index, bias=bias) for index, bias in found.items())
-    return replace(plan, absorbed=(*plan.absorbed, *added))
+
+    def __init__(self, graph: DependencyGraph, data: Data) -> None:
+        """Look at what the original makes.
+
+        Args:
+            graph: The model that is cut.
+            data: Inputs like those it will meet; a few dozen are enough for means and spreads.
+
+        Raises:
+            VerificationError: ONNX Runtime cannot run the model.
+        """
+        self.graph, self.data = graph, data
+        self.aims = list(_aims(graph))
+        goals = [aim.goal for aim in self.aims]
+        sums = {aim.goal: _Sums(aim.axis) for aim in self.aims}
+        for values in stream(graph.graph.model, goals, data) if goals else ():
+            for name, array in values.items():
+                sums[name].add(array)
+        self.wanted = sums
+
+    def recentred(self, plan: PruningPlan) -> PruningPlan:
+        """The same cut with biases that put the sums in front of activations right.
+
+        Raises:
+            VerificationError: ONNX Runtime cannot run a piece of the model.
+        """
+        work = prepare(operate(plan).model)
+        survivors = Survivors(plan.graph.tracer.traces[0], plan.graph.dead(plan.keep))
+        aims = [aim for aim in self.aims if aim.goal in work.producer]
+        found: dict[int, Float64Array] = {}
+        with Stepwise(work, self.data, [aim.goal for aim in aims]) as run:
+            for aim in aims:
+                stop = max(work.producer[aim.goal].index + 1, run.done)
+                made = run.until(stop, [aim.goal])[aim.goal]
+                alive = survivors.alive(aim.goal, aim.axis)
+                shift = self._shift(aim, made, alive)
+                if shift is None:
+                    continue
+                line = [1] * made[0].ndim
+                line[aim.axis] = -1
+                run.put(aim.goal, [v + shift.reshape(line).astype(v.dtype) for v in made])
+                whole = np.zeros(self.wanted[aim.goal].size)
+                whole[slice(None) if alive is None else alive] = shift
+                found[aim.node.index] = found.get(aim.node.index, 0.0) + whole
+        added = (Absorption(index, bias=bias) for index, bias in found.items())
+        return replace(plan, absorbed=(*plan.absorbed, *added))
+
+    def _shift(self, aim: _Aim, made: Values, alive: BoolArray | None) -> Float64Array | None:
+        """What to add to each unit; None where it is next to nothing, or not known."""
+        wanted, now = self.wanted[aim.goal], _Sums(aim.axis)
+        for array in made:
+            now.add(array)
+        if now.count != wanted.count:  # cut along another axis too
+            return None
+        left = slice(None) if alive is None else alive
+        mean, spread = wanted.mean[left], wanted.spread[left]
+        if aim.shrinks:
+            mean = mean * np.minimum(now.spread / np.maximum(spread, _TINY), 1.0)
+        shift = np.asarray(mean - now.mean, np.float64)
+        if not np.isfinite(shift).all() or (np.abs(shift) <= _LEAST * spread + _TINY).all():
+            return None
+        return shift
 
 
-def _at(run: Stepwise, graph: Graph, name: str) -> Values:
-    return run.until(max(graph.producer[name].index + 1, run.done), [name])[name]
+class _Sums:
+    """First and second moments of each unit, in float64."""
 
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.count = 0  # values of each unit
+        self.first: Float64Array = np.zeros(0)
+        self.second: Float64Array = np.zeros(0)
 
-def _shift(aim: _Aim, wanted: Values, made: Values) -> Float64Array | None:
-    """What to add to each unit; None where it is next to nothing, or not known."""
-    (mean, spread), (now, left) = _moments(wanted, aim.axis), _moments(made, aim.axis)
-    if aim.shrinks:
-        mean = mean * np.minimum(left / np.maximum(spread, _TINY), 1.0)
-    shift = np.asarray(mean - now, np.float64)
-    if not np.isfinite(shift).all() or (np.abs(shift) <= _LEAST * spread + _TINY).all():
-        return None
-    return shift
+    def add(self, array: AnyArray) -> None:
+        """Take up a batch."""
+        rest = tuple(a for a in range(array.ndim) if a != self.axis)
+        if not self.count:
+            self.first, self.second = np.zeros((2, array.shape[self.axis]))
+        self.first = self.first + np.sum(array, axis=rest, dtype=np.float64)
+        square = np.square(np.asarray(array, np.float64))
+        self.second = self.second + np.sum(square, axis=rest)
+        self.count += array.size // array.shape[self.axis]
 
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return self.first.size
 
-def _moments(values: Values, axis: int) -> tuple[Float64Array, Float64Array]:
-    """Mean and standard deviation of each unit, in float64."""
-    rest = tuple(a for a in range(values[0].ndim) if a != axis)
-    count = sum(each.size // each.shape[axis] for each in values)
-    mean = sum(np.sum(v, axis=rest, dtype=np.float64) for v in values) / count
-    square = sum(np.sum(np.square(v, dtype=np.float64), axis=rest) for v in values) / count
-    return np.asarray(mean), np.sqrt(np.maximum(square - np.square(mean), 0.0))
+    @property
+    def mean(self) -> Float64Array:
+        """Of each unit."""
+        return self.first / self.count
+
+    @property
+    def spread(self) -> Float64Array:
+        """Standard deviation of each unit."""
+        return np.sqrt(np.maximum(self.second / self.count - np.square(self.mean), 0.0))
 
 
 # -- where a bias is to put something right --------------------------------------------------------
 
 
-def _aims(plan: PruningPlan) -> Iterator[_Aim]:
+def _aims(dependency: DependencyGraph) -> Iterator[_Aim]:
     """Tensors in front of activations and outputs that one bias can move, in execution order."""
-    graph, env = plan.graph.graph, plan.graph.envs[0]
+    graph, env = dependency.graph, dependency.envs[0]
     inside: set[str] = set()  # what is made on the way through an activation
     for node in graph.nodes:
         name = node.outputs[0]

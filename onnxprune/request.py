@@ -30,7 +30,7 @@ from onnxprune.rewrite import operate
 from onnxprune.score import Scorer
 from onnxprune.select import PruningPlan
 from onnxprune.types import Latency, Limits, Shape
-from onnxprune.unseen import Ranking, best_unseen
+from onnxprune.unseen import Ranking, best_unseen, unseen_why
 
 LOSSLESS = "lossless"  # instead of a method that ranks: nothing is ranked
 # What widths are rounded to for a target where nothing is asked for; the first that reaches it.
@@ -85,8 +85,9 @@ class Request:
     fold_bn: bool = False
     simplify: bool = False
     quantize: QuantizeOptions | None = None
-    any_width: bool = False  # several roundings are tried, and rankings compared without
-    rankings: dict[float, Ranking | None] = field(default_factory=dict, compare=False, repr=False)
+    rankings: dict[tuple[float, str], Ranking | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def tidying(self) -> tuple[bool, bool]:
@@ -189,8 +190,7 @@ class Request:
         beyond: TargetError | None = None
         for rounding in self._roundings:
             try:
-                tried_in_turn = len(self._roundings) > 1
-                asked = replace(self, round_to=rounding, any_width=True) if tried_in_turn else self
+                asked = self if rounding == self.rounding else replace(self, round_to=rounding)
                 chosen = asked.plan(graph, data, clock)
             except TargetError as error:
                 beyond = error
@@ -278,6 +278,8 @@ class Request:
                     return planner.plan(values), taken.method, taken.why
         with clock.stage("score"):
             values = planner.scored(self.importance, self.seed)
+            if self.importance == "auto" and not calibrating and self.allowance is None:
+                values = replace(values, why=f"{values.why}{unseen_why(graph)}")
         if self.allowance is not None:
             allowed = self.allowance.ratios(
                 graph, values.method, self.ratio, self.restoring(data)
@@ -288,14 +290,12 @@ class Request:
             return planner.plan(values), values.method, values.why
 
     def _unseen(self, planner: Planner, step: Step, data: Data | None) -> Ranking | None:
-        """The ranking that pictures prefer; found once, whatever widths are rounded to."""
-        if step.share not in self.rankings:
-            wish = replace(planner.wish, round_to=1) if self.any_width else planner.wish
+        """The ranking that pictures prefer; found once where latency asks for a plan again."""
+        key = (step.share, str(self.rounding))
+        if key not in self.rankings:
             restored = self.restoring(data) != "none"
-            self.rankings[step.share] = best_unseen(
-                replace(planner, wish=wish), self.seed, restored=restored
-            )
-        return self.rankings[step.share]
+            self.rankings[key] = best_unseen(planner, self.seed, restored=restored)
+        return self.rankings[key]
 
     def _may_cut_dims(self, graph: DependencyGraph, data: Data | None) -> bool:
         """Whether a refit can tell if heads should rather go whole or lose dimensions."""

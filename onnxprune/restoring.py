@@ -15,7 +15,7 @@ from onnxprune.groups import DependencyGraph
 from onnxprune.patterned import Imposed
 from onnxprune.pictures import pictures
 from onnxprune.planning import Judge
-from onnxprune.recentre import recentred
+from onnxprune.recentre import Recentring
 from onnxprune.report.clock import Clock
 from onnxprune.restore import refit
 from onnxprune.rewrite import Surgery, operate
@@ -110,7 +110,7 @@ def _by_biases(plan: PruningPlan, surgery: Surgery, seed: int) -> Restored:
         return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
     fitted, other = drawn.halves()
     judge = Judge(plan.graph, other)
-    made = operate(recentred(plan, fitted))
+    made = operate(Recentring(plan.graph, fitted).recentred(plan))
     unlike, plain = judge.unlike(made.model), judge.unlike(surgery.model)
     if unlike <= _GAIN * plain:
         return Restored(made, "bias", note=_FITTED)

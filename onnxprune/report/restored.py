@@ -16,7 +16,7 @@ def restored_lines(report: Report, *, verbose: bool) -> Iterable[RenderableType]
     if not report.restored:
         if report.shifted:
             yield text_line(
-                f"restored: the means of what was dropped went into {report.shifted} biases "
+                f"restored: {report.shifted} biases make up for what was dropped "
                 "(without data; --data FILE.npz refits every layer)"
             )
         return

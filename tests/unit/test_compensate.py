@@ -184,6 +184,6 @@ def test_shrink_moves_means_into_biases_where_the_model_takes_no_picture() -> No
 
 @pytest.mark.parametrize("bn", [True, False])
 def test_report_says_where_means_are_those_of_random_inputs(bn: bool) -> None:
-    _, report = shrink(conv_chain((3, 8, 12, 6), bn=bn), ratio=0.5)
+    _, report = shrink(conv_chain((6, 8, 12, 6), bn=bn), ratio=0.5)
     said = any("random inputs, of mean 0" in note for note in report.verdict.notes)
     assert said is not bn

@@ -64,7 +64,9 @@ class Test:
         return float(100 * np.mean(np.concatenate(found) == self.labels))
 
 
-def prune_only(networks: Sequence[str], targets: Sequence[float]) -> Iterator[str]:
+def prune_only(
+    networks: Sequence[str], targets: Sequence[float], methods: Sequence[str] = METHODS
+) -> Iterator[str]:
     """Every ranking and scope, and what `auto` makes of it, with and without data."""
     test = Test()
     header = ["network", "importance", "scope", *(f"MACs {t:g}" for t in targets)]
@@ -74,7 +76,7 @@ def prune_only(networks: Sequence[str], targets: Sequence[float]) -> Iterator[st
         model = load(MODELS / f"fashion_{name}.onnx")
         graph, data = analyse(model), load_data(MODELS / "fashion_calib.npz", model)
         yield f"| {name} | uncut | | " + " | ".join([f"{test(model):.1f}"] * len(targets)) + " |"
-        for method in METHODS:
+        for method in methods:
             values = score(graph, method, data=data)
             for scope in SCOPES:
                 cells = []
@@ -84,7 +86,9 @@ def prune_only(networks: Sequence[str], targets: Sequence[float]) -> Iterator[st
                 yield f"| {name} | {method} | {scope} | " + " | ".join(cells) + " |"
         for label, given in (("auto", None), ("auto, data", data)):
             cells = [
-                shrunk(model, test, targets={"macs": target}, data=given, restore="none")
+                shrunk(
+                    model, test, targets={"macs": target}, round_to=1, data=given, restore="none"
+                )
                 for target in targets
             ]
             yield f"| {name} | {label} | | " + " | ".join(cells) + " |"
@@ -147,11 +151,12 @@ def without_data(networks: Sequence[str]) -> Iterator[str]:
         model = load(MODELS / f"fashion_{name}.onnx")
         uncut = test(model)
         for ratio in (0.1, 0.2, 0.3):
-            made = {
-                way: shrink(model, ratio=ratio, restore=way, verify="none") for way in ways
-            }  # fmt: skip
-            none, bias, drawn = (test(made[way][0]) for way in ways)
-            ranking = made["none"][1].importance
+            _, chosen = shrink(model, ratio=ratio, verify="none")
+            ranking = chosen.importance
+            none, bias, drawn = (
+                test(shrink(model, ratio=ratio, importance=ranking, restore=way, verify="none")[0])
+                for way in ways
+            )
             yield (
                 f"| {name} | {uncut:.1f} | {ranking} | {100 * ratio:.0f} % | {none:.1f} "
                 f"| {bias:.1f} | {_back(uncut, none, bias)} "
@@ -267,6 +272,7 @@ def main() -> int:
     """Print a table, and write it as it grows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prune-only", action="store_true")
+    parser.add_argument("--auto-only", action="store_true", help="leave single rankings out")
     parser.add_argument("--restored", action="store_true")
     parser.add_argument("--sparse", action="store_true", help="2:4, with and without data")
     parser.add_argument("--bias", action="store_true", help="what comes back without data")
@@ -281,7 +287,8 @@ def main() -> int:
     networks = args.networks.split(",")
     if args.prune_only:
         title = "Ranking, prune only"
-        made = prune_only(networks, [float(t) for t in args.targets.split(",")])
+        targets = [float(t) for t in args.targets.split(",")]
+        made = prune_only(networks, targets, () if args.auto_only else METHODS)
     elif args.bias:
         title, made = "Restored without training and without data", without_data(networks)
     elif args.sparse:
