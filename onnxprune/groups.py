@@ -221,7 +221,10 @@ def constraints(tracer: Tracer) -> list[Constraint]:
                 decided.add(key)
                 rows = _all_but_one(classes, rule.axes, signature)
                 _note_cut(cuts, classes, rows)
-                result.setdefault(key + b"|", Constraint(matrix(-classes, rows)))
+                # Uses that ask for other rows of the same grid cross: both must be known.
+                place = fields.varying(classes).index
+                which = repr([place(axis) for axis in rows]).encode()
+                result.setdefault(key + b"|" + which, Constraint(matrix(-classes, rows)))
             else:
                 soft.setdefault(key, set()).update(rule.axes)
         for key, grid in _all_grids(trace, tracer).items():

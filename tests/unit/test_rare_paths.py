@@ -271,8 +271,9 @@ def test_constant_with_too_many_elements_freezes_the_grid_it_meets(
 
 
 def test_range_of_a_constant_that_nobody_knows_freezes_what_it_meets() -> None:
-    middle = "i = Cast<to=7>(k) t = Slice(c, i, e, zero) m = Add(a, t)"
-    constants = {"k": np.array([1], np.float32), "e": np.array([9]), **used("zero")}
+    middle = "j = Slice(k, zero, o) i = Cast<to=7>(j) t = Slice(c, i, e, zero) m = Add(a, t)"
+    many = np.ones(65, np.float32)  # too many to follow
+    constants = {"k": many, "e": np.array([9]), "o": np.array([1]), **used("zero")}
     found = between_matmuls(middle, c=(9,), **constants)
     assert_frozen(found, "w1", "Add 'm' meets a constant that cannot be cut (tensor 't')")
 

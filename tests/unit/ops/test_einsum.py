@@ -108,6 +108,42 @@ def test_einsum_of_a_diagonal_or_of_three_keeps_its_channels(equation: str) -> N
     assert_frozen(found, "w1", "has terms that are not understood")
 
 
+_SIZES = {"a": 2, "b": 4, "c": 6, "d": 8, "e": 3}
+
+
+def equation(rng: np.random.Generator, left: str) -> tuple[str, str]:
+    """Letters of a second operand and of the result, at random."""
+    right = "".join(rng.permutation(list(_SIZES))[: rng.integers(1, 4)])
+    both = rng.permutation(sorted(set(left + right)))
+    return right, "".join(both[: rng.integers(1, min(4, both.size) + 1)])
+
+
+@pytest.mark.parametrize("attention", ["heads", "dims"])
+@pytest.mark.parametrize("seed", range(8))
+def test_chains_of_random_equations_are_cut_exactly(seed: int, attention: str) -> None:
+    rng = np.random.default_rng(seed)
+    letters, lines, weights, last = "bac", [], dict[str, Any](), "x"
+    for number in range(4):
+        right, out = equation(rng, letters)
+        weights[f"w{number}"] = tuple(_SIZES[x] for x in right)
+        text = f'e{number} = Einsum<equation="{letters},{right}->{out}">({last}, w{number})'
+        lines.append(f"{text} r{number} = Relu(e{number})")
+        letters, last = out, f"r{number}"
+    shapes = [",".join(str(_SIZES[x]) for x in term) for term in ("bac", letters)]
+    body = "\n".join(lines)
+    text = f"g (float[{shapes[0]}] x) => (float[{shapes[1]}] {last}) {{ {body} }}"
+    assert_exact(model(text, **weights), some=False, attention=attention)
+
+
+def test_rows_of_one_grid_that_cross_keep_it_whole() -> None:
+    """The first product asks for equal counts for each a, the second for each e."""
+    text = """g (float[4,2,6] x) => (float[4,3] y) { a = Einsum<equation="bac,cea->abe">(x, w1)
+        y = Einsum<equation="abe,bea->be">(a, w2)}"""
+    found = model(text, w1=(6, 3, 2), w2=(4, 3, 2))
+    assert "crossing rows" in analyse(found).notes[0]
+    assert_exact(found, some=False)
+
+
 def test_einsum_masks_its_left_operand_in_the_twin() -> None:
     text = """g (float[1,5,4] x) => (float[1,4,4] y) {
         a = MatMul(w1, x) b = MatMul(w2, x) y = Einsum<equation="bkn,bkm->bnm">(a, b)}"""
