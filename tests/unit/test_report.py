@@ -126,7 +126,7 @@ def test_shrink_tells_costs_drift_and_a_closing_line(shrunk: Report) -> None:
     assert "frozen: reaches output 'logits'" in text
     assert "random input: says little about quality" in text
     assert lines[-3] == "float32 stays float32"
-    assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.5 k params · ")
+    assert lines[-2].startswith("saved out dir/m.onnx · 175 k → 44.2 k params · ")
     assert "twin ok · drift on random input" in lines[-2]
     assert lines[-1] == "next: trtexec --onnx='out dir/m.onnx'"
 
