@@ -22,7 +22,8 @@ from onnxprune.types import AnyArray, Float64Array, Shape
 SAMPLES = 128
 _BATCH = 32
 _MOST_PIXELS = 1 << 23  # of all pictures together, where they are large
-_MOST_MACS = 1 << 39  # of one run on all of them
+MOST_MACS = 1 << 39  # of one run on all of them, where they are asked for
+QUICK = 1 << 37  # the same where they are not: some seconds on one core
 _FEWEST = 16
 _COLOURS = (1, 3, 4)  # channels that a picture may have
 _SMALLEST = 8  # pixels of a side
@@ -54,6 +55,7 @@ def pictures(
     shapes: Mapping[str, Shape],
     macs: int = 0,
     seed: int = 0,
+    most: int = MOST_MACS,
 ) -> Data | None:
     """Pictures for a model, scaled to what its BatchNormalizations saw in training.
 
@@ -62,6 +64,7 @@ def pictures(
         shapes: Sizes of its inputs.
         macs: What it costs at these sizes: the more, the fewer pictures.
         seed: Same seed, same pictures.
+        most: What all of them may cost together.
 
     Returns:
         Half dead leaves and half clouds; None where the model takes anything but one picture, or
@@ -80,7 +83,8 @@ def pictures(
     if frame is None:
         return None
     each = macs // shapes[value.name][0]
-    affordable = min(SAMPLES, _MOST_MACS // max(each, 1), _MOST_PIXELS // frame.pixels)
+    pixels = _MOST_PIXELS * most // MOST_MACS  # drawing costs too
+    affordable = min(SAMPLES, most // max(each, 1), pixels // frame.pixels)
     if affordable < _FEWEST:
         return None
     plain = frame.drawn(affordable, np.random.default_rng(seed))

@@ -13,7 +13,7 @@ from onnxprune.data import Data
 from onnxprune.errors import VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.patterned import Imposed
-from onnxprune.pictures import pictures
+from onnxprune.pictures import MOST_MACS, QUICK, pictures
 from onnxprune.planning import Judge
 from onnxprune.recentre import Recentring
 from onnxprune.report.clock import Clock
@@ -104,7 +104,7 @@ def _by_biases(plan: PruningPlan, surgery: Surgery, seed: int) -> Restored:
     Fitted ones have to show on other pictures that they do more good than harm: with them the
     outputs must tell the pictures apart more as the original's do.
     """
-    drawn = _pictures(plan.graph, seed, _RUNS) if surgery.removed else None
+    drawn = _pictures(plan.graph, seed, _RUNS, QUICK) if surgery.removed else None
     if drawn is None:
         told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
         return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
@@ -121,10 +121,13 @@ def _by_biases(plan: PruningPlan, surgery: Surgery, seed: int) -> Restored:
     return Restored(surgery, "bias")
 
 
-def _pictures(graph: DependencyGraph, seed: int, runs: int = 1) -> Data | None:
+def _pictures(
+    graph: DependencyGraph, seed: int, runs: int = 1, most: int = MOST_MACS
+) -> Data | None:
     """Pictures to fit to; None where the model takes none, or cannot be run on them."""
     try:
-        return pictures(graph.graph, graph.stand_ins, stats(graph).macs * runs, seed)
+        cost = stats(graph).macs * runs
+        return pictures(graph.graph, graph.stand_ins, cost, seed, most)
     except VerificationError as error:
         _log.info("no made-up pictures: %s", error)
         return None

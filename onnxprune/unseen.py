@@ -16,7 +16,7 @@ from onnxprune.data import Data
 from onnxprune.errors import TargetError, VerificationError
 from onnxprune.groups import DependencyGraph
 from onnxprune.norms import is_bn_scale
-from onnxprune.pictures import drawable, pictures
+from onnxprune.pictures import QUICK, drawable, pictures
 from onnxprune.planning import Judge, Planner
 from onnxprune.recentre import Recentring
 from onnxprune.rewrite import operate
@@ -153,7 +153,7 @@ def _pictures(graph: DependencyGraph, cuts: int, seed: int) -> Data | None:
     """Pictures to run the original and some cuts on; None where there are none."""
     try:
         cost = stats(graph).macs * (cuts + 1)
-        return pictures(graph.graph, graph.stand_ins, cost, seed)
+        return pictures(graph.graph, graph.stand_ins, cost, seed, QUICK)
     except VerificationError as error:
         _log.info("no made-up pictures: %s", error)
         return None
