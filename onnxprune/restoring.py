@@ -107,18 +107,19 @@ def _by_biases(plan: PruningPlan, surgery: Surgery, seed: int) -> Restored:
     drawn = _pictures(plan.graph, seed, _RUNS, QUICK) if surgery.removed else None
     if drawn is None:
         told = any(node.op_type == "BatchNormalization" for node in plan.graph.graph.nodes)
-        return Restored(operate(compensated(plan)), "bias", note="" if told else _GUESSED)
+        made = operate(compensated(plan))
+        return Restored(made, "bias", note=_GUESSED if made.restored and not told else "")
     fitted, other = drawn.halves()
     judge = Judge(plan.graph, other)
     made = operate(Recentring(plan.graph, fitted).recentred(plan))
     unlike, plain = judge.unlike(made.model), judge.unlike(surgery.model)
     if unlike <= _GAIN * plain:
-        return Restored(made, "bias", note=_FITTED)
-    _log.warning(
-        "biases bring the outputs on made-up pictures no nearer to the original's "
-        "(1 - correlation %.3g, %.3g without): none was changed", unlike, plain,
-    )  # fmt: skip
-    return Restored(surgery, "bias")
+        return Restored(made, "bias", note=_FITTED if made.restored else "")
+    note = (
+        "no bias was changed: fitted ones bring the outputs on made-up pictures no nearer to the "
+        f"original's (1 - correlation {unlike:.3g}, {plain:.3g} without)"
+    )
+    return Restored(surgery, "bias", note=note)
 
 
 def _pictures(

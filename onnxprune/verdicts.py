@@ -163,7 +163,7 @@ def measured(
         return replace(first, drift=found.drift, inputs=found.inputs, notes=notes)
     if recovered.how == "refit" and found.drift:
         notes = (*notes, "the model was refitted to these inputs: on others the drift is larger")
-    if recovered.note and recovered.surgery.restored:
+    if recovered.note:
         notes = (*notes, recovered.note)
     return replace(first, drift=found.drift, inputs=found.inputs, notes=notes)
 

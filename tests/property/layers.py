@@ -183,6 +183,19 @@ def last_axis(b: Builder, x: T, op: str) -> T:
     return matmul(b, x, width(b))
 
 
+@motif("Einsum", on=("last", "flat", "map1", "map2"), since=12)
+def sum_over_letters(b: Builder, x: T, op: str) -> T:
+    """Channels are a letter that the result has another in the place of."""
+    out = width(b)
+    array = b.normal(x.channels, out, scale=math.sqrt(2 / x.channels))
+    read = "".join("c" if axis == x.c else "nhwtu"[axis] for axis in range(x.rank))
+    made = read.replace("c", "o")
+    shape = [out if axis == x.c else size for axis, size in enumerate(x.shape)]
+    if b.one_in(2):
+        return b.op(op, x, weight(b, array), shape=shape, equation=f"{read},co->{made}")
+    return b.op(op, weight(b, array.T.copy()), x, shape=shape, c=x.c, equation=f"oc,{read}->{made}")
+
+
 @motif("MatMul", on=("map1",))
 def weight_on_the_left(b: Builder, x: T, op: str) -> T:
     """W · x on (N, C, T)."""

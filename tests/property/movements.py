@@ -231,6 +231,19 @@ def written_position(b: Builder, x: T, op: str) -> T:
     return b.op("ScatterND", x, places, b.unsqueeze(new, 0), shape=x.shape)
 
 
+@motif("GatherElements", "ScatterElements", on=("last",), since=11)
+def elements_by_their_places(b: Builder, x: T, op: str) -> T | None:
+    """Each element of a position comes from a place of its own, or is written to one."""
+    axis = b.pick(range(x.rank - 1))
+    if any(isinstance(size, Open) for size in x.shape):
+        return None
+    order = b.rng.random([int(size) for size in x.shape]).argsort(axis)
+    places = b.initializer(order.astype(np.int64), "at")
+    if op == "GatherElements":
+        return b.op(op, x, places, axis=axis)
+    return b.op(op, x, places, layer(b, x, x.channels), axis=axis)
+
+
 @motif("Gather", on=("map2", "last"))
 def gathered_position(b: Builder, x: T, op: str) -> T | None:
     """One position in space, which leaves a tensor of one axis less."""
