@@ -191,7 +191,7 @@ def test_labels_are_learned_and_the_report_says_so(call: Call) -> None:
 @pytest.mark.training
 def test_a_pruned_model_imitates_the_one_beside_it_without_labels(call: Call) -> None:
     installed()
-    shrink("chain.onnx", ratio=0.5, output="chain.pruned.onnx")
+    shrink("chain.onnx", ratio=0.5, importance="path", restore="none", output="chain.pruned.onnx")
     code, out, err = call(
         "chain.pruned.onnx", "--data", "images.npz", "--epochs", "4", "--lr", "0.01",
         "--batch-size", "16", "--json",
