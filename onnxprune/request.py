@@ -263,23 +263,22 @@ class Request:
             graph, self._wish(graph, None).part(step.share), data, self.aggregate, latency,
             step.ranked, step.gone,
         )  # fmt: skip
-        calibrating = self.importance == "auto" and data is not None and not data.random
-        if calibrating and self.allowance is None:
+        choosing = self.importance == "auto" and self.allowance is None
+        calibrating = choosing and data is not None and not data.random
+        if calibrating:
             refitted = self.restoring(data) == "refit"
             best = planner.best_restored if refitted else planner.best
             with clock.stage("score"):
                 return best(self.seed)
-        if self.importance == "auto" and not calibrating and self.allowance is None:
-            with clock.stage("score"):
-                taken = self._unseen(planner, step, data)
-                if taken is not None:
-                    planner = planner.within(taken.scope)
-                    values = planner.scored(taken.method, self.seed)
-                    return planner.plan(values), taken.method, taken.why
         with clock.stage("score"):
-            values = planner.scored(self.importance, self.seed)
-            if self.importance == "auto" and not calibrating and self.allowance is None:
-                values = replace(values, why=f"{values.why}{unseen_why(graph)}")
+            taken = self._unseen(planner, step, data) if choosing else None
+            if taken is None:
+                values = planner.scored(self.importance, self.seed)
+                more = unseen_why(graph) if choosing else ""
+                values = replace(values, why=f"{values.why}{more}")
+            else:
+                planner = planner.within(taken.scope)
+                values = replace(planner.scored(taken.method, self.seed), why=taken.why)
         if self.allowance is not None:
             allowed = self.allowance.ratios(
                 graph, values.method, self.ratio, self.restoring(data)
