@@ -34,6 +34,7 @@ _TRIED = (
     ("wanda", True, "global"),
     ("obs", True, "global"),
     ("wanda", False, "isomorphic"),
+    ("wanda", False, "global"),
     ("lamp", False, "global"),
     ("activation", False, "isomorphic"),
 )
