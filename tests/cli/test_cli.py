@@ -295,7 +295,7 @@ def test_compare_counts_the_channels_of_both(call: Call) -> None:
 def test_limits_on_random_input_are_said_to_be_so(call: Call) -> None:
     said = "limits: judged on random input, which says little about quality"
     ran = call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--json")
-    assert ran.json()["verify"]["notes"] == [said]  # type: ignore[index]  # JSON
+    assert said in ran.json()["verify"]["notes"]  # type: ignore[index, operator]  # JSON
     assert said in call("shrink", "chain.onnx", "--ratio", 0.5, "--max-drift", 100, "--force").out
 
 
