@@ -142,7 +142,7 @@ def _weights(model: Model) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("options", "times"), [({}, 2), ({"then": "2:4"}, 0)], ids=["plain", "pattern"]
+    ("options", "times"), [({}, 1), ({"then": "2:4"}, 0)], ids=["plain", "pattern"]
 )
 def test_weights_in_a_pattern_are_refitted_once(
     options: dict[str, str], times: int, monkeypatch: pytest.MonkeyPatch
