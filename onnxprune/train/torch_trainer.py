@@ -97,7 +97,7 @@ class TorchTrainer:
             for name, weight in graph.parameters.items()
         }
         self._optimizer.zero_grad()
-        return float(loss), found
+        return float(loss.detach()), found
 
     def step(self, inputs: Arrays, targets: Arrays, *, rate: float, l1: float = 0.0) -> float:
         """Make one update and return the loss before it, without L1.
