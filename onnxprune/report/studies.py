@@ -7,11 +7,10 @@ from datetime import timedelta
 from math import ceil
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from onnxprune.curves import Estimate, Sensitivity
-from onnxprune.report.layout import number
+from onnxprune.report.layout import new_table, number
 from onnxprune.report.plots import SPELLED, name_of
 from onnxprune.sweep import Sweep
 
@@ -21,7 +20,7 @@ _RANDOM = " (random input: says little about quality)"
 def sensitivity_report(found: Sensitivity, written: str | None = None) -> Iterable[RenderableType]:
     """Loss of each group at each ratio; of a dry run how many units would go."""
     planned = found.estimate is not None
-    table = _table("group", ">size", *(f">{ratio:g}" for ratio in found.ratios))
+    table = new_table("group", ">size", *(f">{ratio:g}" for ratio in found.ratios))
     for entry in found.groups:
         cells = {p.ratio: str(p.removed) if planned else _figure(p.loss) for p in entry.points}
         table.add_row(
@@ -47,7 +46,7 @@ def sensitivity_report(found: Sensitivity, written: str | None = None) -> Iterab
 
 def sweep_report(found: Sweep) -> Iterable[RenderableType]:
     """Cost, latency and figure at each ratio."""
-    table = _table(">ratio", ">params", ">MACs", ">latency", f">{SPELLED[found.measure]}")
+    table = new_table(">ratio", ">params", ">MACs", ">latency", f">{SPELLED[found.measure]}")
     for point in found.points:
         table.add_row(
             f"{point.ratio:g}",
@@ -78,11 +77,3 @@ def _inputs(label: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
-    return table
